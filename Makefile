@@ -1,0 +1,91 @@
+# Tagtower: `make demo` shows it, `make test` proves it, `make help` lists the rest.
+# Stages take Hydra overrides: make train ARGS="objective=hinge margin=0.3 run=wide", or ARGS=@file with one a line.
+.DEFAULT_GOAL := help
+SHELL := /bin/sh
+.DELETE_ON_ERROR:
+
+ARGS ?=
+PORT ?= 8000
+B ?=
+PYTHON := .venv/bin/python
+READY := .venv/.ready
+SAMPLE := paths.data=data/sample paths.runs=runs/sample
+# One thread pool a process: the stages' own threads share the cores, BLAS must not multiply them.
+export PYTHONUNBUFFERED := 1
+export HYDRA_FULL_ERROR ?= 0
+
+.PHONY: help demo sample serve crawl index tag_vectors image_features features train evaluate publish verify bench \
+	test lint format lock clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z_]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  make %-15s %s\n", $$1, $$2 }'
+
+demo: sample ## the sample collection through every stage, then the search page on localhost
+	@$(PYTHON) -m serve $(SAMPLE) port=$(PORT)
+
+sample: $(READY) ## the sample collection through every stage, in data/sample and runs/sample
+	@$(PYTHON) -m crawl.collect source=sample $(SAMPLE)
+	@$(PYTHON) -m features.build_index $(SAMPLE)
+	@$(PYTHON) -m features.embed_tags $(SAMPLE)
+	@$(PYTHON) -m features.extract $(SAMPLE)
+	@$(PYTHON) -m features.extract backbone=color_histogram $(SAMPLE)
+	@$(PYTHON) -m train.fit $(SAMPLE)
+	@$(PYTHON) -m train.evaluate $(SAMPLE)
+	@$(PYTHON) -m serve.publish $(SAMPLE)
+
+crawl: $(READY) ## bring images in: ARGS="source=folder source.path=pictures"
+	@$(PYTHON) -m crawl.collect $(ARGS)
+
+index: $(READY) ## invert the tags of the collection
+	@$(PYTHON) -m features.build_index $(ARGS)
+
+tag_vectors: $(READY) ## give each tag a word vector
+	@$(PYTHON) -m features.embed_tags $(ARGS)
+
+image_features: $(READY) ## extract features of new images: ARGS="backbone=resnet50"
+	@$(PYTHON) -m features.extract $(ARGS)
+
+features: $(READY) ## index, tag_vectors, image_features and the colour histograms of evaluation
+	@$(PYTHON) -m features.build_index $(filter paths.%,$(ARGS))
+	@$(PYTHON) -m features.embed_tags $(filter paths.% words% ,$(ARGS))
+	@$(PYTHON) -m features.extract $(filter-out words%,$(ARGS))
+	@$(PYTHON) -m features.extract backbone=color_histogram $(filter paths.%,$(ARGS))
+
+train: $(READY) ## fit the two towers: ARGS="objective=hinge margin=0.3 run=wide"
+	@$(PYTHON) -m train.fit $(ARGS)
+
+evaluate: $(READY) ## judge a run and its floors: ARGS="run=wide"
+	@$(PYTHON) -m train.evaluate $(ARGS)
+
+publish: $(READY) ## embed all images with a run: ARGS="run=wide"
+	@$(PYTHON) -m serve.publish $(ARGS)
+
+serve: $(READY) ## publish where stale, then the search page: PORT=8000 ARGS="run=wide"
+	@$(PYTHON) -m serve port=$(PORT) $(ARGS)
+
+verify: $(READY) ## compare every artifact with its hashes
+	@$(PYTHON) -m configs.verify $(ARGS)
+
+bench: $(READY) ## run a benchmark of tests/bench: B=gate
+	@test -n "$(B)" || { echo "error: name a benchmark, B=one of:"; ls tests/bench/*.py | sed 's,.*/\(.*\).py,  \1,'; exit 2; }
+	@$(PYTHON) -m tests.bench.$(B) $(ARGS)
+
+test: $(READY) lint ## everything that proves it
+	@$(PYTHON) -m pytest $(ARGS)
+
+lint: $(READY) ## format, lint and types, as CI checks them
+	@.venv/bin/ruff format --check -q . && .venv/bin/ruff check -q . && $(PYTHON) -m mypy
+
+format: $(READY) ## put the code into its format
+	@.venv/bin/ruff format . && .venv/bin/ruff check --fix .
+
+lock: $(READY) ## resolve pyproject.toml anew into requirements.lock
+	@.venv/bin/uv pip compile pyproject.toml --group dev --universal --generate-hashes --no-emit-index-url \
+		--no-annotate --no-header --upgrade -q -o requirements.lock
+
+clean: ## remove the environment and the sample's artifacts; your own data/ and runs/ stay
+	@rm -rf .venv data/sample runs/sample .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(READY): requirements.lock .ci/setup
+	@sh .ci/setup

@@ -1,0 +1,1 @@
+"""How stages are configured and how their artifacts are sealed."""

@@ -1,0 +1,124 @@
+"""From the command line to a typed config: Hydra composes, the dataclass decides what is allowed."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from configs.artifacts import ArtifactError
+
+CONFIG_DIR = Path(__file__).resolve().parent
+
+T = TypeVar("T")
+
+
+class ConfigError(ValueError):
+    """A config that cannot be used: an unknown key, a wrong type, a value out of range."""
+
+
+@dataclass
+class Paths:
+    """Where artifacts lie, relative to the working directory."""
+
+    data: str = "data"  # collection, index, vectors, features, served
+    runs: str = "runs"  # trained towers and their evaluations
+
+    def artifact(self, name: str) -> Path:
+        """Return the directory of a data artifact, such as `index`."""
+        return Path(self.data) / name
+
+    def run(self, name: str) -> Path:
+        """Return the directory of a run."""
+        return Path(self.runs) / name
+
+
+def register(stage: str, schema: type, groups: dict[str, type] | None = None) -> None:
+    """Make `<stage>_schema`, and a schema per group option (`source/folder`), known to Hydra."""
+    store = ConfigStore.instance()
+    store.store(name=f"{stage}_schema", node=schema)
+    for option, node in (groups or {}).items():
+        group, _, name = option.partition("/")
+        store.store(group=group, name=f"{name}_schema", node=node)
+
+
+def _leaf_keys(tree: Any, prefix: str = "") -> set[str]:
+    """Dotted names of all leaves; an empty mapping is a leaf of its own."""
+    if not isinstance(tree, dict) or not tree:
+        return {prefix}
+    return set().union(*(_leaf_keys(value, f"{prefix}.{key}" if prefix else str(key)) for key, value in tree.items()))
+
+
+def typed(cfg: DictConfig, schema: type[T]) -> T:
+    """Turn a composed config into its dataclass and run its value checks.
+
+    Hydra's `+key=value` adds keys the schema does not have; they are refused here,
+    because a misspelt override would otherwise train with the default.
+
+    Raises:
+        ConfigError: unknown or missing keys, wrong types, values out of range.
+    """
+    if missing := sorted(str(key) for key in OmegaConf.missing_keys(cfg)):
+        raise ConfigError(
+            f"{schema.__name__} needs a value for {', '.join(missing)}; give it as `{missing[0]}=<value>`"
+        )
+    if "${oc.env" in OmegaConf.to_yaml(cfg, resolve=False):
+        raise ConfigError("${oc.env:...} is refused: configs are saved, and the environment may hold secrets")
+    try:
+        config = OmegaConf.to_object(cfg)
+    except (OmegaConfBaseException, ValueError) as error:
+        raise ConfigError(str(error).splitlines()[0]) from error
+    if not isinstance(config, schema):
+        raise TypeError(f"expected a {schema.__name__} config, got {type(config).__name__}")
+    unknown = _leaf_keys(OmegaConf.to_container(cfg, resolve=True)) - _leaf_keys(resolved(config))
+    if unknown:
+        raise ConfigError(f"{schema.__name__} has no field {', '.join(sorted(unknown))}")
+    return config
+
+
+def resolved(config: Any) -> dict[str, Any]:
+    """Return a typed config as plain nested values, as manifests and `config.yaml` keep it."""
+    if not is_dataclass(config) or isinstance(config, type):
+        raise TypeError(f"expected a dataclass instance, got {config!r}")
+    return asdict(config)
+
+
+def expand_argument_files(arguments: list[str]) -> list[str]:
+    """Replace each `@file` by the overrides in that file, one a line; blank lines and # comments are skipped."""
+    expanded: list[str] = []
+    for argument in arguments:
+        if not argument.startswith("@"):
+            expanded.append(argument)
+            continue
+        path = Path(argument[1:])
+        if not path.is_file():
+            raise ConfigError(f"no file '{path}' with overrides (one `key=value` a line), as `{argument}` asks for")
+        lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+        expanded += [line for line in lines if line and not line.startswith("#")]
+    return expanded
+
+
+def run_stage(stage: Callable[[T], object], schema: type[T], name: str) -> None:
+    """Run a stage from the command line: overrides in, one line on standard error where it cannot go on."""
+
+    @hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=name)
+    def main(cfg: DictConfig) -> None:
+        logging.captureWarnings(True)
+        try:
+            stage(typed(cfg, schema))
+        except (ArtifactError, ConfigError) as error:
+            raise SystemExit(f"error: {error}") from None
+
+    try:
+        sys.argv[1:] = expand_argument_files(sys.argv[1:])
+    except ConfigError as error:
+        raise SystemExit(f"error: {error}") from None
+    main()

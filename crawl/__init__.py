@@ -1,0 +1,1 @@
+"""Bring tagged images in: sources, the gate, the collection."""

@@ -1,0 +1,89 @@
+"""Typed configuration of the crawl stage: the gate, the sources, the collection."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from omegaconf import MISSING
+
+from configs.compose import Paths
+
+
+@dataclass
+class GateOptions:
+    """What the gate lets through and what it makes of it."""
+
+    max_side_px: int = 512  # longer side of the stored JPEG, pixels
+    quality: int = 90  # JPEG quality of re-encoded images, 1 to 100
+    max_bytes: int = 64 * 2**20  # larger files are refused unread
+    max_pixels: int = 100_000_000  # width x height as the header declares it, checked before decoding
+    min_side_px: int = 16  # shorter side below this is refused
+    max_aspect: float = 10.0  # longer side over shorter side above this is refused
+    timeout_s: float = 10.0  # wall time of one image in the isolated gate
+    memory_mb: int = 2048  # address space a worker may add for one image (Linux)
+
+    def __post_init__(self) -> None:
+        if not 64 <= self.max_side_px <= 4096:
+            raise ValueError(f"gate.max_side_px must lie in 64..4096, got {self.max_side_px}")
+        if not 1 <= self.quality <= 100:
+            raise ValueError(f"gate.quality must lie in 1..100, got {self.quality}")
+        if self.max_bytes < 1 or self.max_pixels < 1 or self.min_side_px < 1:
+            raise ValueError("gate.max_bytes, gate.max_pixels and gate.min_side_px must be at least 1")
+        if self.max_aspect < 1.0:
+            raise ValueError(f"gate.max_aspect must be at least 1, got {self.max_aspect}")
+        if self.timeout_s <= 0 or self.memory_mb < 256:
+            raise ValueError("gate.timeout_s must be positive and gate.memory_mb at least 256")
+
+
+@dataclass
+class SourceConfig:
+    """What every source has in common; the group file names the kind."""
+
+    name: str = MISSING  # folder, table or webdataset
+    path: str = MISSING  # directory, table file or glob of shards
+
+
+@dataclass
+class FolderSource(SourceConfig):
+    """A folder a tag, nested folders several."""
+
+    name: str = "folder"
+
+
+@dataclass
+class TableSource(SourceConfig):
+    """JSONL, CSV or Parquet, one row an image; columns beside the named ones go to `extra`."""
+
+    name: str = "table"
+    images: str = ""  # folder that relative image paths start from; the table's own folder when empty
+    file_column: str = "file"
+    tags_column: str = "tags"
+    tag_separator: str = ","  # splits the tags column where the format has no lists (CSV)
+
+
+@dataclass
+class WebDatasetSource(SourceConfig):
+    """Tar shards with text or JSON sidecars, img2dataset's dumps included."""
+
+    name: str = "webdataset"
+    tags_key: str = "tags"  # JSON key with a list, or a text separated by `tag_separator`
+    tag_separator: str = ","
+
+
+@dataclass
+class CrawlConfig:
+    """Bring images and their tags through the gate into the collection."""
+
+    paths: Paths = field(default_factory=Paths)
+    source: SourceConfig = MISSING
+    gate: GateOptions = field(default_factory=GateOptions)
+    relations: str = ""  # CSV of tag relations (tag,relation,other) to lay beside the collection
+    append: bool = False  # add another source to a finished collection
+    shard_size: int = 10_000  # images a shard, at most 10,000
+    workers: int = 0  # gate processes, 0 = one a core
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.shard_size <= 10_000:
+            raise ValueError(f"shard_size must lie in 1..10000, got {self.shard_size}")
+        if self.workers < 0:
+            raise ValueError(f"workers must be 0 (one a core) or more, got {self.workers}")

@@ -1,0 +1,185 @@
+"""The collection on disk: WebDataset shards beside Parquet tables with byte offsets.
+
+`00000.tar` holds `<image_id>.jpg` and `<image_id>.json`; `00000.parquet` one row an image, and one with offset -1
+where an image known already got new tags. The Parquet file is written last and commits its shard.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tarfile
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from configs.artifacts import PARTIAL, Manifest, atomic_open, atomic_write, digest, open_artifact, sync_directory
+from crawl.records import SHARD_SCHEMA, Record, as_row, from_row, split_of
+
+RELATIONS_FILE = "tag_relations.csv"
+TOMBSTONES_FILE = "tombstones"
+STATE_KEY = b"tagtower"
+LOCATION = np.dtype([("shard", "<i4"), ("offset", "<i8"), ("size", "<i4")])
+
+
+def shard_name(number: int) -> str:
+    """Return the five-digit name of a shard, without a suffix."""
+    return f"{number:05d}"
+
+
+class ShardWriter:
+    """Collects one shard and commits it whole.
+
+    The tar grows under a partial name, so that memory holds only rows.
+    """
+
+    def __init__(self, directory: Path, number: int) -> None:
+        self.directory = directory
+        self.name = shard_name(number)
+        self.rows: list[dict[str, Any]] = []
+        self.refusals: list[dict[str, str]] = []
+        self.num_images = 0
+        self._partial = directory / f"{PARTIAL}{os.getpid()}-{self.name}.tar"
+        self._stream = self._partial.open("wb")  # closed by commit or discard
+        self._tar = tarfile.TarFile(fileobj=self._stream, mode="w", format=tarfile.USTAR_FORMAT)
+
+    def add_image(self, record: Record, jpeg: bytes) -> None:
+        """Append an image and its record."""
+        offset = self._add_member(f"{record.image_id}.jpg", jpeg)
+        timeless = as_row(replace(record, fetched_at="")) | {"extra": record.extra}
+        self._add_member(f"{record.image_id}.json", json.dumps(timeless, ensure_ascii=False, sort_keys=True).encode())
+        self.rows.append({**as_row(record), "offset": offset, "size": len(jpeg)})
+        self.num_images += 1
+
+    def add_tags(self, record: Record) -> None:
+        """Append a row that only brings new tags for an image of an earlier row."""
+        self.rows.append({**as_row(record), "offset": -1, "size": 0})
+
+    def refuse(self, key: str, reason: str, detail: str) -> None:
+        """List something that did not become an image."""
+        self.refusals.append({"key": key, "reason": reason, "detail": detail})
+
+    def _add_member(self, name: str, content: bytes) -> int:
+        member = tarfile.TarInfo(name)  # mtime 0 and no owner by default, so that equal content is equal bytes
+        member.size = len(content)
+        start = self._tar.offset
+        self._tar.addfile(member, io.BytesIO(content))
+        return start + tarfile.BLOCKSIZE
+
+    def commit(self, state: dict[str, Any]) -> None:
+        """Put tar, refusals and, last, the Parquet file in place; `state` travels in the latter."""
+        self._tar.close()
+        self._stream.flush()
+        os.fsync(self._stream.fileno())
+        self._stream.close()
+        self._partial.replace(self.directory / f"{self.name}.tar")
+        sync_directory(self.directory)
+        refused = self.directory / "refused"
+        refused.mkdir(exist_ok=True)
+        lines = (json.dumps(entry, ensure_ascii=False) + "\n" for entry in self.refusals)
+        atomic_write(refused / f"{self.name}.jsonl", "".join(lines))
+        timeless = [{key: value for key, value in row.items() if key != "fetched_at"} for row in self.rows]
+        state = {**state, "rows": digest(timeless), "refused": dict(Counter(e["reason"] for e in self.refusals))}
+        table = pa.Table.from_pylist(self.rows, schema=SHARD_SCHEMA)
+        with atomic_open(self.directory / f"{self.name}.parquet") as stream:
+            pq.write_table(table.replace_schema_metadata({STATE_KEY: json.dumps(state)}), stream, compression="zstd")
+
+    def discard(self) -> None:
+        """Drop a shard that was not committed."""
+        self._stream.close()
+        self._partial.unlink(missing_ok=True)
+
+
+def committed_shards(directory: Path) -> list[Path]:
+    """Parquet files of committed shards in order, up to the first gap."""
+    shards: list[Path] = []
+    while (path := directory / f"{shard_name(len(shards))}.parquet").is_file():
+        shards.append(path)
+    return shards
+
+
+def shard_state(parquet: Path) -> dict[str, Any]:
+    """Return what `ShardWriter.commit` was told of a shard."""
+    metadata = pq.read_schema(parquet).metadata or {}
+    state: dict[str, Any] = json.loads(metadata[STATE_KEY])
+    return state
+
+
+class Collection:
+    """Reader of a sealed collection; tombstoned images do not exist for it."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.manifest: Manifest = open_artifact(directory, "collection", make="make crawl")
+        self.shards = sorted(directory / name for name in self.manifest.files if name.endswith(".parquet"))
+
+    @property
+    def content_id(self) -> str:
+        """Content of the shards, with what takedowns removed since."""
+        gone = self.tombstones()
+        return digest([self.manifest.content_id, sorted(gone)]) if gone else self.manifest.content_id
+
+    def tombstones(self) -> set[str]:
+        """image_ids that were taken down."""
+        path = self.directory / TOMBSTONES_FILE
+        return set(path.read_text(encoding="utf-8").split()) if path.is_file() else set()
+
+    def table(self, columns: Iterable[str]) -> pa.Table:
+        """Read columns of all rows in crawl order, with `shard` and `image_id` first.
+
+        Rows with offset -1 bring tags for an image of an earlier row.
+        """
+        wanted = ["image_id", *(name for name in columns if name != "image_id")]
+        parts = []
+        for number, path in enumerate(self.shards):
+            part = pq.read_table(path, columns=wanted).replace_schema_metadata(None)
+            parts.append(part.add_column(0, "shard", pa.array(np.full(len(part), number, np.int32))))
+        table = pa.concat_tables(parts)
+        gone = self.tombstones()
+        if not gone:
+            return table
+        ids = table.column("image_id").to_pylist()
+        return table.filter(pa.array([image_id not in gone for image_id in ids], pa.bool_()))
+
+    def records(self) -> Iterable[Record]:
+        """Yield the record of every image once, tags of later rows not united."""
+        columns = [name for name in SHARD_SCHEMA.names if name not in ("image_id",)]
+        for batch in self.table(columns).to_batches(4096):
+            yield from (from_row(row) for row in batch.to_pylist() if row["offset"] >= 0)
+
+
+class JpegReader:
+    """Random access to the stored JPEGs by location; safe from several threads."""
+
+    def __init__(self, collection: Path) -> None:
+        self.collection = collection
+        self._descriptors: dict[int, int] = {}
+
+    def read(self, location: np.void) -> bytes:
+        """Return the bytes of one JPEG; `location` is a `LOCATION` scalar."""
+        shard = int(location["shard"])
+        descriptor = self._descriptors.get(shard)
+        if descriptor is None:
+            opened = os.open(self.collection / f"{shard_name(shard)}.tar", os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = self._descriptors.setdefault(shard, opened)
+            if descriptor != opened:  # another thread was faster
+                os.close(opened)
+        return os.pread(descriptor, int(location["size"]), int(location["offset"]))
+
+    def close(self) -> None:
+        """Close the shards."""
+        for descriptor in self._descriptors.values():
+            os.close(descriptor)
+        self._descriptors.clear()
+
+
+def splits_of(groups: Iterable[str]) -> np.ndarray:
+    """Return (N,) uint8 splits of groups."""
+    return np.fromiter((split_of(group) for group in groups), dtype=np.uint8)

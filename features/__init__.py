@@ -1,0 +1,1 @@
+"""Turn a collection into arrays: inverted index, word vectors, image features."""

@@ -1,0 +1,129 @@
+"""Networks that turn pictures into features, each with its weights and preprocessing.
+
+B images of a batch, W width of a feature.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from configs.artifacts import ArtifactError, digest, file_sha256
+from features.config import BackboneConfig
+
+CARRIED_WEIGHTS = Path(__file__).parent / "carried" / "resnet50_msra_fp16.safetensors"
+EXTRACTOR_VERSION = 1  # of decoding, resizing and cropping; raised when the same picture would give another feature
+HISTOGRAM_BINS = 32
+
+
+class Normalised(nn.Module):
+    """A network behind the normalisation of its uint8 input."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: nn.Module, mean: list[float], std: list[float]) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("mean", 255 * torch.tensor(mean).view(1, 3, 1, 1))
+        self.register_buffer("std", 255 * torch.tensor(std).view(1, 3, 1, 1))
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Map (B, 3, H, W) uint8 RGB to (B, W) float32."""
+        features: Tensor = self.network((pictures.float() - self.mean) / self.std)
+        return features
+
+
+class ColorHistogram(nn.Module):
+    """Histograms of R, G and B with 32 bins each, as shares of the pixels, and the three means in [0, 1].
+
+    The floor of the reverse-search literature: Swain and Ballard, Color Indexing, IJCV 1991.
+    """
+
+    width = 3 * HISTOGRAM_BINS + 3
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Map (B, 3, H, W) uint8 RGB to (B, 99) float32."""
+        pixels = pictures.flatten(2).long()  # (B, 3, H*W)
+        bins = torch.div(pixels * HISTOGRAM_BINS, 256, rounding_mode="floor")
+        counts = torch.zeros(*bins.shape[:2], HISTOGRAM_BINS, dtype=torch.float32, device=pictures.device)
+        counts.scatter_add_(2, bins, torch.ones_like(bins, dtype=torch.float32))
+        means = pixels.float().mean(dim=2) / 255
+        return torch.cat([counts.flatten(1) / bins.shape[2], means], dim=1)
+
+
+def carried_resnet50(path: Path = CARRIED_WEIGHTS) -> nn.Module:
+    """Build the ResNet50 of He et al. 2015 with the carried weights.
+
+    The original network strides in the first 1x1 convolution of a stage, torchvision's in the 3x3 one. The tensors
+    load either way; with the strides left as they are the features are quietly wrong.
+    """
+    network: Any = torchvision.models.resnet50()
+    for stage in (network.layer2, network.layer3, network.layer4):
+        stage[0].conv1.stride = (2, 2)
+        stage[0].conv2.stride = (1, 1)
+    network.load_state_dict({name: tensor.float() for name, tensor in load_file(path).items()})
+    carried: nn.Module = network
+    return carried
+
+
+def _torchvision_network(config: BackboneConfig) -> nn.Module:
+    """Build a torchvision classifier; its weights are downloaded by torchvision into torch's cache."""
+    weights = _torchvision_weights(config)
+    try:
+        network: nn.Module = torchvision.models.get_model(config.architecture, weights=weights)
+    except OSError as error:
+        folder = Path(torch.hub.get_dir()) / "checkpoints"
+        raise ArtifactError(
+            f"the weights {weights.url.rsplit('/', 1)[-1]} of {config.name} could not be downloaded ({error}). "
+            f"Place that file in '{folder}' by hand and run again."
+        ) from error
+    return network
+
+
+def _torchvision_weights(config: BackboneConfig) -> torchvision.models.WeightsEnum:
+    try:
+        return torchvision.models.get_model_weights(config.architecture)[config.weights]
+    except (ValueError, KeyError) as error:
+        raise ArtifactError(f"torchvision has no weights '{config.weights}' of '{config.architecture}'") from error
+
+
+def _without_head(network: nn.Module) -> nn.Module:
+    """Replace the classifier by the identity, so that the network ends in its pooled feature."""
+    head = "fc" if hasattr(network, "fc") else "classifier" if hasattr(network, "classifier") else "heads"
+    setattr(network, head, nn.Identity())
+    return network
+
+
+def build_backbone(config: BackboneConfig) -> nn.Module:
+    """Build the network of a config in evaluation mode: (B, 3, crop, crop) uint8 RGB -> (B, width) float32."""
+    if config.architecture == "color_histogram":
+        return ColorHistogram().eval()
+    network = carried_resnet50() if config.weights == "carried" else _torchvision_network(config)
+    return Normalised(_without_head(network), config.mean, config.std).eval().requires_grad_(False)
+
+
+def weights_digest(config: BackboneConfig) -> str:
+    """Name the weights by content without loading them; torchvision's file names carry a hash."""
+    if config.weights == "carried":
+        return file_sha256(CARRIED_WEIGHTS)
+    if not config.weights:
+        return ""
+    url = _torchvision_weights(config).url
+    return hashlib.sha256(url.rsplit("/", 1)[-1].encode()).hexdigest()
+
+
+def feature_space(config: BackboneConfig, gate: str) -> str:
+    """Fingerprint of all that shapes a feature: gate, weights, preprocessing, precision.
+
+    The runtimes agree to cosine 0.9999, so they are not part of it.
+    """
+    preprocessing = [config.resize_px, config.crop_px, list(config.mean), list(config.std)]
+    network = [config.architecture, weights_digest(config), config.width]
+    return digest([EXTRACTOR_VERSION, gate, network, preprocessing, "float32, stored as float16"])

@@ -1,0 +1,1 @@
+"""Publish a run and answer searches."""

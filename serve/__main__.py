@@ -1,0 +1,37 @@
+"""Serve the search page: publish where that is stale, then answer."""
+
+from __future__ import annotations
+
+import logging
+
+import waitress
+
+from configs.artifacts import ArtifactError
+from configs.compose import register, run_stage
+from serve.app import create_app
+from serve.config import PublishConfig, ServeConfig
+from serve.publish import publish
+from serve.searchers.local import CurrentSearcher
+
+log = logging.getLogger(__name__)
+
+
+def serve(cfg: ServeConfig) -> None:
+    """Answer searches until stopped."""
+    publish(PublishConfig(cfg.paths, cfg.run))
+    app = create_app(CurrentSearcher(cfg.paths, cfg.run))
+    try:
+        server = waitress.create_server(app, host=cfg.host, port=cfg.port, threads=cfg.threads, ident=None)
+    except OSError as error:
+        raise ArtifactError(
+            f"cannot listen on {cfg.host}:{cfg.port} ({error.strerror}); choose another with PORT=<port>"
+        ) from error
+    shown = "localhost" if cfg.host in ("127.0.0.1", "0.0.0.0") else cfg.host  # noqa: S104 - compared, not bound
+    log.info("searching run '%s' at http://%s:%d (Ctrl-C stops)", cfg.run, shown, server.effective_port)
+    server.run()
+
+
+register("serve", ServeConfig)
+
+if __name__ == "__main__":
+    run_stage(serve, ServeConfig, "serve")

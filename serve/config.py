@@ -1,0 +1,32 @@
+"""Typed configuration of publish and serve."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from configs.compose import Paths
+
+
+@dataclass
+class PublishConfig:
+    """Embed every image of the index with a run, and presort the posting lists."""
+
+    paths: Paths = field(default_factory=Paths)
+    run: str = "baseline"  # name of the run under paths.runs
+
+
+@dataclass
+class ServeConfig:
+    """Answer searches; publishes first where the run or the index is newer than what is served."""
+
+    paths: Paths = field(default_factory=Paths)
+    run: str = "baseline"  # name of the run under paths.runs
+    host: str = "127.0.0.1"  # address to listen on; 0.0.0.0 shows the page to the network
+    port: int = 8000
+    threads: int = 8  # requests answered at once
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65535:
+            raise ValueError(f"port must lie in 0..65535 (0: any free one), got {self.port}")
+        if self.threads < 1:
+            raise ValueError(f"threads must be 1 or more, got {self.threads}")

@@ -1,0 +1,131 @@
+"""Stage `publish`: embed every image with a run and put the posting lists in score order.
+
+Reads   runs/<run>, data/index, data/tag_vectors, data/image_features, data/collection
+Writes  data/served/<run>/<generation>/{embeddings.npy, tag_embeddings.npy, ranked.npy, records.arrow, ...,
+        manifest.json}, with hard links to the index and tag vectors it answers from
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from configs.artifacts import (
+    ArtifactError,
+    Manifest,
+    add_generation,
+    atomic_open,
+    current_generation,
+    digest,
+    save_array,
+    seal,
+)
+from configs.compose import register, resolved, run_stage
+from crawl.records import SCHEMA
+from crawl.shards import Collection
+from features.inverted_index import FILES, InvertedIndex
+from serve.config import PublishConfig
+from train.evaluate import open_run
+from train.towers import embed
+
+log = logging.getLogger(__name__)
+PUBLISH_VERSION = 1
+EMBEDDINGS, TAG_EMBEDDINGS, RANKED, RECORDS = "embeddings.npy", "tag_embeddings.npy", "ranked.npy", "records.arrow"
+TAG_VECTOR_FILES = ("vectors.npy", "known.npy")
+
+
+def rank_postings(index: InvertedIndex, embeddings: np.ndarray, tag_embeddings: np.ndarray) -> np.ndarray:
+    """Return (P,) int32, each posting list by falling score, ties by ascending row.
+
+    Args:
+        index: with P postings.
+        embeddings: (N, D) float16.
+        tag_embeddings: (T, D) float32; a zero row leaves its list ascending.
+    """
+    ranked = np.array(index.postings)
+    for tag_row in range(index.num_tags):
+        rows = index.posting_list(tag_row)
+        scores = embeddings[rows].astype(np.float32) @ tag_embeddings[tag_row]
+        start = index.offsets[tag_row]
+        ranked[start : start + len(rows)] = rows[np.argsort(-scores, kind="stable")]
+    return ranked
+
+
+def records_table(collection: Collection, index: InvertedIndex) -> pa.Table:
+    """Return the records in the order of image rows, tags of later rows united with the first."""
+    table = collection.table([*SCHEMA.names, "offset"])
+    ids = np.array(table.column("image_id").to_pylist(), dtype="S16")
+    is_image = table.column("offset").to_numpy() >= 0
+    known, first = np.unique(ids[is_image], return_index=True)
+    if not np.array_equal(known, np.asarray(index.image_ids)):
+        raise ArtifactError("the collection has other images than the index. Run `make features`, then publish again.")
+    records = table.filter(pa.array(is_image)).take(pa.array(first)).select(SCHEMA.names)
+    if is_image.all():
+        return records
+    united = records.column("tags").to_pylist()
+    for image_id, tags in zip(
+        ids[~is_image], table.filter(pa.array(~is_image)).column("tags").to_pylist(), strict=True
+    ):
+        united[int(np.searchsorted(known, image_id))] += tags
+    return records.set_column(records.schema.get_field_index("tags"), SCHEMA.field("tags"), pa.array(united))
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without hard links
+        shutil.copyfile(source, target)
+
+
+def publish(cfg: PublishConfig) -> Path:
+    """Publish a run against the index in force and return the generation. Callable from tests without Hydra."""
+    towers, run, inputs = open_run(cfg.paths, cfg.run)
+    collection = Collection(cfg.paths.artifact("collection"))
+    recipe = digest([PUBLISH_VERSION, run.content_id, inputs.content, collection.content_id])
+    vectors_dir = current_generation(cfg.paths.artifact("tag_vectors"), make="make tag_vectors")
+
+    def write(directory: Path) -> Manifest:
+        index = inputs.index
+        log.info("embedding %d images and %d tags", index.num_images, index.num_tags)
+        embeddings = embed(towers.image, torch.from_numpy(inputs.features)).numpy().astype(np.float16)
+        tags = embed(towers.tag, torch.from_numpy(np.array(inputs.vectors.vectors))).numpy()
+        tags[~np.asarray(inputs.vectors.known)] = 0  # nothing is known of what the tag means
+        if not (np.isfinite(embeddings).all() and np.isfinite(tags).all()):
+            raise ArtifactError(f"run '{cfg.run}' gives embeddings that are not finite; it cannot be published")
+        save_array(directory / EMBEDDINGS, embeddings)
+        save_array(directory / TAG_EMBEDDINGS, tags)
+        save_array(directory / RANKED, rank_postings(index, embeddings, tags))
+        with atomic_open(directory / RECORDS) as stream:
+            records = records_table(collection, index).combine_chunks()
+            with pa.ipc.new_file(stream, records.schema) as writer:
+                writer.write_table(records)
+        for name in FILES:
+            _link(index.directory / name, directory / name)
+        for name in TAG_VECTOR_FILES:
+            _link(vectors_dir / name, directory / name)
+        return seal(
+            directory,
+            "served",
+            config=resolved(cfg),
+            files=[EMBEDDINGS, TAG_EMBEDDINGS, RANKED, RECORDS, *FILES, *TAG_VECTOR_FILES],
+            must_match=inputs.spaces,
+            provenance={"run": run.content_id, "collection": collection.content_id, **inputs.content},
+            facts={"num_images": index.num_images, "num_tags": index.num_tags, "val_map": run.facts["val_map"]},
+            recipe=recipe,
+        )
+
+    directory, built = add_generation(cfg.paths.artifact("served") / cfg.run, "served", recipe, write)
+    log.info("%s: %s", "published" if built else "already published", directory)
+    return directory
+
+
+register("publish", PublishConfig)
+
+if __name__ == "__main__":
+    run_stage(publish, PublishConfig, "publish")

@@ -1,0 +1,188 @@
+"""The searcher on one machine: mapped arrays of a published generation.
+
+N images, T tags, D width of an embedding.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from rapidfuzz import fuzz, process
+
+from configs.artifacts import ArtifactError, current_generation, map_array, open_artifact, read_manifest
+from configs.compose import Paths
+from crawl.records import Record, from_row
+from crawl.shards import JpegReader
+from crawl.tags import normalise_tags
+from features.config import WordsConfig
+from features.inverted_index import InvertedIndex, intersect
+from features.tag_vectors import TagVectors, WordTable, open_words, vector_of_tag
+from serve.publish import EMBEDDINGS, RANKED, RECORDS, TAG_EMBEDDINGS
+from serve.query import parse, query_for, split_typed
+from serve.searchers.base import Answer, Hit, ImageDetails, Near, ScoredTag, TagCount
+from train.ranking import top_k
+
+log = logging.getLogger(__name__)
+NEAR_TAGS = 5
+PREDICTED_TAGS = 12
+MIN_SPELLING = 60.0  # of 100, below which two spellings have nothing in common
+
+
+class LocalSearcher:
+    """One published generation, read-only; safe from several threads."""
+
+    def __init__(self, directory: Path, collection: Path, words: WordTable | None) -> None:
+        manifest = open_artifact(directory, "served", make="make publish")
+        self.run = str(manifest.config["run"])
+        self.generation = directory.name
+        self._index = InvertedIndex(directory)
+        self.num_images, self.num_tags = self._index.num_images, self._index.num_tags
+        self._embeddings = map_array(directory / EMBEDDINGS, "<f2", (self.num_images, None))  # (N, D)
+        self._tags = map_array(directory / TAG_EMBEDDINGS, "<f4", (self.num_tags, None))  # (T, D)
+        self._ranked = map_array(directory / RANKED, "<i4", (len(self._index.postings),))
+        self._vectors = TagVectors(directory)
+        self._records = pa.ipc.open_file(pa.memory_map(str(directory / RECORDS))).read_all()
+        self._jpegs = JpegReader(collection)
+        self._words = words
+
+    def _count(self, tag_row: int) -> TagCount:
+        return TagCount(self._index.tags[tag_row], int(self._index.document_frequency[tag_row]))
+
+    def search(self, text: str, offset: int, limit: int) -> Answer:
+        """Rank the images that carry all tags of `text`, best first, ties by ascending image_id.
+
+        The score of several tags is the mean of their cosines; tags without a word vector add nothing to it.
+        """
+        query = parse(text, lambda tag: self._index.tag_row(tag) is not None)
+        rows = [row for tag in query.words if (row := self._index.tag_row(tag)) is not None]
+        tags = tuple(self._count(row) for row in rows)
+        if query.unknown or not rows:
+            unknown = tuple(self.near(word) for word in query.unknown)
+            return Answer(query_for(query.words), tags, unknown, 0, offset, ())
+        wanted = self._mean_embedding(rows)
+        if len(rows) == 1:
+            start, end = self._index.offsets[rows[0]], self._index.offsets[rows[0] + 1]
+            total = int(end - start)
+            page = self._ranked[start:end][offset : offset + limit]
+        else:
+            both = intersect([self._index.posting_list(row) for row in rows])
+            total = len(both)
+            page = both[top_k(self._scores(both, wanted), offset + limit)[offset:]]
+        hits = tuple(self._hits(page, self._scores(page, wanted)))
+        return Answer(query_for(query.words), tags, (), total, offset, hits)
+
+    def _mean_embedding(self, tag_rows: Sequence[int]) -> np.ndarray:
+        known = [row for row in tag_rows if self._vectors.known[row]]
+        return np.asarray(self._tags[known].mean(axis=0) if known else np.zeros(self._tags.shape[1], np.float32))
+
+    def _scores(self, image_rows: np.ndarray, embedding: np.ndarray) -> np.ndarray:
+        return np.asarray(self._embeddings[image_rows].astype(np.float32) @ embedding)
+
+    def _record(self, row: int) -> Record:
+        return from_row(self._records.slice(row, 1).to_pylist()[0])
+
+    def _hits(self, rows: np.ndarray, scores: np.ndarray) -> list[Hit]:
+        return [_hit(self._record(int(row)), float(score)) for row, score in zip(rows, scores, strict=True)]
+
+    def near(self, word: str) -> Near:
+        """Return the tags nearest to a word that is none, by spelling and by the meaning of its word vector."""
+        found = process.extract(
+            word, self._index.tags, scorer=fuzz.ratio, limit=NEAR_TAGS, score_cutoff=MIN_SPELLING, processor=None
+        )
+        spelled = tuple(self._count(row) for _, _, row in found)
+        vector = None if self._words is None else vector_of_tag(word, self._words)
+        if vector is None:
+            return Near(word, spelled, ())
+        scores = self._vectors.vectors @ vector
+        return Near(word, spelled, tuple(self._scored(scores, NEAR_TAGS)))
+
+    def _scored(self, scores: np.ndarray, limit: int) -> list[ScoredTag]:
+        scores = np.where(self._vectors.known, scores, -2.0)
+        best = top_k(scores, min(limit, int(self._vectors.known.sum())))
+        return [ScoredTag(self._index.tags[row], float(scores[row])) for row in best]
+
+    def suggest(self, text: str, limit: int) -> tuple[TagCount, ...]:
+        """Complete the last tag of a half-typed query, most frequent first, ties by spelling."""
+        settled, typing = split_typed(text)
+        if not typing:
+            return ()
+        rows = np.arange(self.num_tags)[self._index.tags_from(typing).start : self._index.tags_from(typing).stop]
+        best = rows[top_k(self._index.document_frequency[rows], limit + 10)]
+        already = set(parse(settled, lambda tag: self._index.tag_row(tag) is not None).words)
+        counts = (self._count(int(row)) for row in best)
+        return tuple(count for count in counts if count.tag not in already)[:limit]
+
+    def popular(self, limit: int) -> tuple[TagCount, ...]:
+        """Most frequent tags, ties by spelling."""
+        return tuple(self._count(int(row)) for row in top_k(self._index.document_frequency, limit))
+
+    def details(self, image_id: str) -> ImageDetails | None:
+        """Return an image's record and what the model thinks its tags are, or None where there is no such image."""
+        row = self._index.image_row(image_id)
+        if row is None:
+            return None
+        record = self._record(row)
+        predicted = self._scored(self._tags @ self._embeddings[row].astype(np.float32), PREDICTED_TAGS)
+        return ImageDetails(_hit(record, 0.0), vars(record) | {"split": int(self._index.splits[row])}, tuple(predicted))
+
+    def jpeg(self, image_id: str) -> bytes | None:
+        """Return the stored JPEG, or None where there is no such image."""
+        row = self._index.image_row(image_id)
+        return None if row is None else self._jpegs.read(self._index.locations[row])
+
+
+def _hit(record: Record, score: float) -> Hit:
+    return Hit(
+        image_id=record.image_id,
+        score=score,
+        width=record.width,
+        height=record.height,
+        title=record.title,
+        tags=tuple(normalise_tags(record.tags)),
+        author=record.author,
+        licence=record.licence,
+    )
+
+
+class CurrentSearcher:
+    """Gives the searcher of the generation in force; a newly published one takes over between two requests."""
+
+    def __init__(self, paths: Paths, run: str) -> None:
+        self._root = paths.artifact("served") / run
+        self._paths = paths
+        self._lock = threading.Lock()
+        self._words: tuple[dict[str, Any], WordTable | None] | None = None
+        self._searcher = self._open()
+
+    def _open(self) -> LocalSearcher:
+        directory = current_generation(self._root, make="make publish")
+        return LocalSearcher(directory, self._paths.artifact("collection"), self._open_words())
+
+    def _open_words(self) -> WordTable | None:
+        """Open the word table that the tag vectors were made with; without it, meaning offers nothing."""
+        vectors = current_generation(self._paths.artifact("tag_vectors"), make="make tag_vectors")
+        manifest = read_manifest(vectors)
+        config = manifest.config["words"] if manifest is not None else {}
+        if self._words is None or self._words[0] != config:
+            try:
+                self._words = (config, open_words(WordsConfig(**config)))
+            except (ArtifactError, TypeError) as error:
+                log.warning("unknown words get no neighbours by meaning: %s", error)
+                self._words = (config, None)
+        return self._words[1]
+
+    def __call__(self) -> LocalSearcher:
+        """Return the searcher for one request."""
+        name = (self._root / "current").read_text(encoding="utf-8").strip()
+        if name != self._searcher.generation:
+            with self._lock:
+                if name != self._searcher.generation:
+                    self._searcher = self._open()
+                    log.info("serving generation %s", name)
+        return self._searcher

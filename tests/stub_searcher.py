@@ -1,0 +1,140 @@
+"""A searcher over pictures made on the spot, for tests of the page."""
+
+from __future__ import annotations
+
+import colorsys
+import hashlib
+import io
+import re
+from functools import cache
+
+import numpy as np
+from PIL import Image
+
+from serve.searchers.base import Answer, Hit, ImageDetails, Near, ScoredTag, TagCount
+
+NUM_IMAGES = 120
+HOSTILE = "<script>alert(1)</script>"
+QUOTED = 'say "hi"'
+TAGS = ("animal", "dog", "traffic light", "猫", "كلب", HOSTILE, QUOTED, "beach")
+RATIOS = (1.0, 1.5, 0.67, 1.33, 0.75, 1.78, 0.4, 3.2, 1.21)
+
+
+def image_id_of(row: int) -> str:
+    """Return a name of the same form as those of a collection."""
+    return hashlib.sha256(f"stub {row}".encode()).hexdigest()[:16]
+
+
+def size_of(row: int) -> tuple[int, int]:
+    """Return width and height; the ratios come round in turn."""
+    height = 160 + 20 * (row % 4)
+    return round(height * RATIOS[row % len(RATIOS)]), height
+
+
+@cache
+def jpeg_of(row: int) -> bytes:
+    """Draw a soft gradient with a disc, another colour for each row."""
+    width, height = size_of(row)
+    y, x = np.mgrid[0:height, 0:width]
+    near, far = (
+        np.array(colorsys.hsv_to_rgb((row * 0.618 + turn) % 1, 0.55, value))
+        for turn, value in ((0, 0.95), (0.12, 0.45))
+    )
+    blend = ((x / width + y / height) / 2)[..., None]
+    pixels = near * (1 - blend) + far * blend
+    pixels[(x - width / 2) ** 2 + (y - height / 2) ** 2 < (min(width, height) / 4) ** 2] += 0.25
+    stream = io.BytesIO()
+    Image.fromarray((pixels.clip(0, 1) * 255).astype(np.uint8)).save(stream, "JPEG", quality=85)
+    return stream.getvalue()
+
+
+def tags_of(row: int) -> tuple[str, ...]:
+    """Give each tag to every n-th image; `dog` and `beach` never meet."""
+    chosen = [TAGS[0]] if row % 9 else []
+    chosen += [tag for step, tag in enumerate(TAGS[1:7], start=2) if row % step == 0]
+    if row % 2 == 1:
+        chosen.append("beach")
+    return tuple(chosen)
+
+
+def parse(text: str) -> list[str]:
+    """Split a query into tags: blanks between them, phrases in quotes, a doubled quote inside one."""
+    found = re.findall(r'"((?:[^"]|"")*)"?|(\S+)', text)
+    return list(
+        dict.fromkeys(tag for quoted, plain in found if (tag := (quoted.replace('""', '"') or plain).casefold()))
+    )
+
+
+def written(tags: list[str]) -> str:
+    """Write tags as the search box shows them."""
+    return " ".join('"' + tag.replace('"', '""') + '"' if set(' "') & set(tag) else tag for tag in tags)
+
+
+class StubSearcher:
+    """Answers as a loaded generation would; `run` names it, to tell two of them apart."""
+
+    def __init__(self, run: str = "stub", num_images: int = NUM_IMAGES) -> None:
+        self.run = run
+        self.generation = f"{run}-0001"
+        self.num_images = num_images
+        self.rows = {image_id_of(row): row for row in range(num_images)}
+        self.postings = {tag: [row for row in range(num_images) if tag in tags_of(row)] for tag in TAGS}
+        self.num_tags = len(TAGS)
+
+    def count(self, tag: str) -> TagCount:
+        return TagCount(tag, len(self.postings[tag]))
+
+    def hit(self, row: int, score: float) -> Hit:
+        width, height = size_of(row)
+        title = f"Picture {row}" if row % 5 else f"{HOSTILE} {row}"
+        author = "Ada Lovelace" if row % 3 else f"{HOSTILE} & a very long name of a studio that goes on and on"
+        return Hit(image_id_of(row), score, width, height, title, tags_of(row), author, "CC-BY-4.0")
+
+    def search(self, text: str, offset: int, limit: int) -> Answer:
+        words = parse(text)
+        unknown = tuple(
+            Near(word, (self.count("dog"), self.count("traffic light")), (ScoredTag("animal", 0.71),))
+            for word in words
+            if word not in self.postings
+        )
+        known = tuple(self.count(word) for word in words if word in self.postings)
+        if unknown or not known:
+            return Answer(written(words), known, unknown, 0, offset, ())
+        rows = sorted(set.intersection(*(set(self.postings[word]) for word in words)))
+        hits = tuple(self.hit(row, 0.9 - row / 200) for row in rows[offset : offset + limit])
+        return Answer(written(words), known, (), len(rows), offset, hits)
+
+    def suggest(self, text: str, limit: int) -> tuple[TagCount, ...]:
+        last = re.split(r"\s", text)[-1].strip('"').casefold()
+        found = [self.count(tag) for tag in TAGS if last and tag.startswith(last)]
+        return tuple(sorted(found, key=lambda each: (-each.num_images, each.tag))[:limit])
+
+    def popular(self, limit: int) -> tuple[TagCount, ...]:
+        return tuple(sorted(map(self.count, TAGS), key=lambda each: (-each.num_images, each.tag))[:limit])
+
+    def details(self, image_id: str) -> ImageDetails | None:
+        if image_id not in self.rows:
+            return None
+        row = self.rows[image_id]
+        hit = self.hit(row, 0.0)
+        record = {
+            "image_id": image_id,
+            "tags": list(hit.tags),
+            "title": hit.title,
+            "caption": f"A caption with {HOSTILE}",
+            "kind": "drawing",
+            "author": hit.author,
+            "licence": hit.licence,
+            "width": hit.width,
+            "height": hit.height,
+            "original_format": "PNG",
+            "original_bytes": 20480,
+            "page_url": "https://pictures.example/page",
+            "source_url": "javascript:alert(1)",
+            "extra": {"camera": HOSTILE, "colours": [1, 2]},
+        }
+        predicted = tuple(ScoredTag(tag, 0.8 - 0.15 * place) for place, tag in enumerate(TAGS))
+        return ImageDetails(hit, record, predicted)
+
+    def jpeg(self, image_id: str) -> bytes | None:
+        return jpeg_of(self.rows[image_id]) if image_id in self.rows else None

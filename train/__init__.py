@@ -1,0 +1,1 @@
+"""Fit the two towers and judge them."""

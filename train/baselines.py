@@ -1,0 +1,81 @@
+"""Floors that need no training of towers: class means and ridge regression to tags.
+
+N images, W width of a feature, E tags.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from train.ranking import Scorer
+
+RIDGE_STRENGTHS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # times the mean eigenvalue of the covariance
+
+
+def unit_rows(rows: np.ndarray) -> np.ndarray:
+    """Scale rows to unit length in float32; a zero row stays zero."""
+    rows = rows.astype(np.float32)
+    return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12))
+
+
+def class_mean(name: str, features: np.ndarray, train_lists: Sequence[np.ndarray], gallery: np.ndarray) -> Scorer:
+    """Score an image by the cosine of its feature with the mean of the tag's train images: Rocchio, 1971.
+
+    Args:
+        name: of the scorer.
+        features: (N, W).
+        train_lists: for each of E tags the rows of its train images.
+        gallery: (C,) rows to score.
+    """
+    means = np.stack([unit_rows(features[rows]).mean(axis=0) for rows in train_lists])
+    return Scorer(name, unit_rows(means), unit_rows(features[gallery]))
+
+
+class Ridge:
+    """Ridge regression from centred features to tag indicators, for any strength from one eigendecomposition.
+
+    Hoerl and Kennard, Technometrics 1970. The intercept moves no ranking within a tag and is left out.
+    """
+
+    def __init__(self, features: np.ndarray, train_rows: np.ndarray, chunk: int = 16384) -> None:
+        self._features = features
+        total = np.zeros(features.shape[1])
+        for start in range(0, len(train_rows), chunk):
+            total += features[train_rows[start : start + chunk]].sum(axis=0, dtype=np.float64)
+        self._mean = (total / len(train_rows)).astype(np.float32)
+        gram = np.zeros((features.shape[1],) * 2, dtype=np.float64)
+        for start in range(0, len(train_rows), chunk):
+            rows = self._centred(train_rows[start : start + chunk])
+            gram += rows.T @ rows
+        self._eigenvalues, self._basis = np.linalg.eigh(gram)
+
+    def _centred(self, rows: np.ndarray) -> np.ndarray:
+        return np.asarray(self._features[rows].astype(np.float32) - self._mean)
+
+    def scorers(
+        self, train_lists: Sequence[np.ndarray], gallery: np.ndarray, strengths: Sequence[float] = RIDGE_STRENGTHS
+    ) -> dict[float, Scorer]:
+        """Fit the tags at every strength.
+
+        Args:
+            train_lists: for each of E tags the rows of its train images.
+            gallery: (C,) rows to score.
+            strengths: of the penalty, in units of the mean eigenvalue.
+        """
+        sums = np.stack([self._centred(rows).sum(axis=0) for rows in train_lists]) @ self._basis  # (E, W)
+        images = (self._centred(gallery) @ self._basis).astype(np.float32)
+        scale = float(self._eigenvalues.mean())
+        return {
+            strength: Scorer("ridge", (sums / (self._eigenvalues + strength * scale)).astype(np.float32), images)
+            for strength in strengths
+        }
+
+
+def choose_ridge(
+    ridge: Ridge, train_lists: Sequence[np.ndarray], gallery: np.ndarray, judge: Callable[[Scorer], float]
+) -> float:
+    """Return the strength that `judge` likes best on the validation split, the weaker one of equals."""
+    scorers = ridge.scorers(train_lists, gallery)
+    return max(scorers, key=lambda strength: (judge(scorers[strength]), -strength))

@@ -1,0 +1,108 @@
+"""Typed configuration of the stages train and evaluate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from configs.compose import Paths
+from features.config import DEVICES, BackboneConfig
+
+OBJECTIVES = ("hinge", "hinge_random", "hinge_means")
+ACTIVATIONS = ("relu", "none")
+SCALINGS = ("standardise", "none")
+OPTIMIZERS = ("adamw", "sgd")
+
+
+@dataclass
+class TrainConfig:
+    """Fit two towers, so that a tag and the images that carry it point the same way."""
+
+    paths: Paths = field(default_factory=Paths)
+    run: str = "baseline"  # name of the output directory under paths.runs
+    seed: int = 0
+    device: str = "auto"  # cpu, cuda; auto takes CUDA where there is one
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+
+    objective: str = "hinge"  # hinge, hinge_random, hinge_means
+    margin: float = 0.3  # in cosine units
+
+    embed_dim: int = 128  # width of the space both towers end in
+    hidden_dim: int = 1024  # width of the layer between
+    activation: str = "relu"  # between the two layers: relu, none
+    scaling: str = "standardise"  # of image features: by mean and spread of the train split, or none
+    feature_dropout: float = 0.5  # share of image features dropped at the tower's entry
+    hidden_dropout: float = 0.2  # share of hidden units dropped, both towers
+
+    optimizer: str = "adamw"  # adamw, sgd
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.05
+    momentum: float = 0.0  # of sgd
+    batch_size: int = 512  # pairs a step
+    max_epochs: int = 60
+    patience: int = 6  # epochs without a better val_map before training stops; 0 never stops early
+    withhold_tags: float = 0.0  # share of tags kept out of training, by hash, to judge unseen tags
+    val_tags: int = 2000  # at most so many tags judge an epoch
+
+    def __post_init__(self) -> None:
+        choices = {
+            "objective": OBJECTIVES,
+            "activation": ACTIVATIONS,
+            "scaling": SCALINGS,
+            "optimizer": OPTIMIZERS,
+            "device": DEVICES,
+        }
+        problems = [
+            f"{name} must be one of {', '.join(allowed)}, got '{getattr(self, name)}'"
+            for name, allowed in choices.items()
+            if getattr(self, name) not in allowed
+        ]
+        ranges = {
+            "margin": (0.0 < self.margin < 2.0, "in (0, 2)"),
+            "learning_rate": (self.learning_rate > 0, "above 0"),
+            "weight_decay": (self.weight_decay >= 0, "0 or more"),
+            "momentum": (0 <= self.momentum < 1, "in [0, 1)"),
+            "feature_dropout": (0 <= self.feature_dropout < 1, "in [0, 1)"),
+            "hidden_dropout": (0 <= self.hidden_dropout < 1, "in [0, 1)"),
+            "withhold_tags": (0 <= self.withhold_tags < 1, "in [0, 1)"),
+            "batch_size": (self.batch_size >= 2, "2 or more"),
+            "max_epochs": (self.max_epochs >= 1, "1 or more"),
+            "patience": (self.patience >= 0, "0 or more"),
+            "embed_dim": (self.embed_dim >= 1, "1 or more"),
+            "hidden_dim": (self.hidden_dim >= 1, "1 or more"),
+            "val_tags": (self.val_tags >= 1, "1 or more"),
+            "run": (_is_name(self.run), "a name of letters, digits, '.', '_' and '-'"),
+        }
+        problems += [
+            f"{name} must lie {wanted}, got {getattr(self, name)!r}"
+            if "[" in wanted or "(" in wanted
+            else f"{name} must be {wanted}, got {getattr(self, name)!r}"
+            for name, (fits, wanted) in ranges.items()
+            if not fits
+        ]
+        if problems:
+            raise ValueError("; ".join(problems))
+
+
+def _is_name(text: str) -> bool:
+    return bool(text) and not text.startswith(".") and all(char.isalnum() or char in "._-" for char in text)
+
+
+@dataclass
+class EvaluateConfig:
+    """Judge a run and its floors on both questions."""
+
+    paths: Paths = field(default_factory=Paths)
+    run: str = "baseline"  # name of the run under paths.runs
+    split: str = "test"  # val, test
+    histogram: BackboneConfig = field(default_factory=BackboneConfig)  # features of the colour floor
+    depth: int = 1000  # images a tag in run files, and of the metrics @k
+    cutoffs: list[int] = field(default_factory=lambda: [1, 5, 10, 50])
+    resamples: int = 2000  # bootstrap samples of the tags for an interval
+
+    def __post_init__(self) -> None:
+        if self.split not in ("val", "test"):
+            raise ValueError(f"split must be val or test, got '{self.split}'")
+        if not self.cutoffs or min(self.cutoffs) < 1 or max(self.cutoffs) > self.depth:
+            raise ValueError(f"cutoffs must lie in 1..depth={self.depth}, got {self.cutoffs}")
+        if self.resamples < 100:
+            raise ValueError(f"resamples must be 100 or more, got {self.resamples}")

@@ -1,0 +1,272 @@
+"""Stage `train`: fit the two towers and write a run directory.
+
+Reads   data/index, data/tag_vectors, data/image_features
+Writes  runs/<run>/{config.yaml, towers.safetensors, history.csv, manifest.json}; beside the seal checkpoints/ and logs/
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from omegaconf import OmegaConf
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from pytorch_lightning.trainer.states import TrainerStatus
+
+from configs.artifacts import (
+    ArtifactError,
+    Manifest,
+    atomic_write,
+    digest,
+    file_sha256,
+    read_manifest,
+    remove_partials,
+    require_match,
+    seal,
+)
+from configs.compose import Paths, register, resolved, run_stage
+from crawl.records import TRAIN, VAL
+from features.config import BackboneConfig
+from features.image_features import open_features
+from features.inverted_index import InvertedIndex, open_index
+from features.tag_vectors import TagVectors, open_tag_vectors
+from train.batches import PairBatches, is_withheld, training_pairs
+from train.config import TrainConfig
+from train.galleries import Question, gallery_question, mean_average_precision
+from train.module import AtomicCheckpoints, TwoTowerModule
+from train.objectives import open_objective
+from train.ranking import Scorer
+from train.towers import TwoTowers, embed, save_towers
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What training and evaluation read, checked to fit together."""
+
+    index: InvertedIndex
+    vectors: TagVectors
+    features: np.ndarray  # (N, W) float16, row r is image row r
+    spaces: dict[str, str]  # feature space, word space, tag rules
+    content: dict[str, str]  # content_ids, provenance only
+
+
+def open_inputs(paths: Paths, backbone: BackboneConfig) -> Inputs:
+    """Open index, tag vectors and image features.
+
+    Raises:
+        ArtifactError: one is missing, unfinished, or made for another than the others.
+    """
+    index, index_manifest = open_index(paths)
+    vectors, words = open_tag_vectors(paths, index_manifest.content_id)
+    features, store = open_features(paths, backbone, index_manifest.must_match["gate"], index.image_ids)
+    require_match(words.must_match, index_manifest.must_match, "the tag vectors", "the index")
+    spaces = {**words.must_match, **store.must_match}
+    content = {"index": index_manifest.content_id, "tag_vectors": words.content_id}
+    return Inputs(index, vectors, features, spaces, content)
+
+
+def open_run_dir(cfg: TrainConfig, recipe: str) -> tuple[Path, Manifest | None]:
+    """Create or re-enter the directory of a run; returns its manifest where it is finished.
+
+    Raises:
+        ArtifactError: the name belongs to a run of another config or of other inputs.
+    """
+    run_dir = cfg.paths.run(cfg.run)
+    saved = run_dir / "config.yaml"
+    text = f"# recipe {recipe}\n{OmegaConf.to_yaml(OmegaConf.create(resolved(cfg)))}"
+    if saved.is_file() and saved.read_text(encoding="utf-8") != text:
+        raise ArtifactError(
+            f"run '{cfg.run}' in '{run_dir}' has another config or other inputs: {_difference(saved, text)}. "
+            "Choose another name with run=<name>, or delete that directory."
+        )
+    run_dir.mkdir(parents=True, exist_ok=True)
+    if not saved.is_file():
+        atomic_write(saved, text)
+    return run_dir, read_manifest(run_dir)
+
+
+def _difference(saved: Path, text: str) -> str:
+    old, new = saved.read_text(encoding="utf-8").splitlines(), text.splitlines()
+    changed = [f"{was.strip()} -> {now.strip()}" for was, now in zip(old[1:], new[1:], strict=False) if was != now]
+    return "; ".join(changed[:5]) or "the index, tag vectors or image features have changed"
+
+
+def validation(index: InvertedIndex, inputs: Inputs, cfg: TrainConfig) -> Question:
+    """Return question A on the validation split, at most `val_tags` tags of it."""
+    known = inputs.vectors.known & ~np.array([is_withheld(tag, cfg.withhold_tags) for tag in index.tags], dtype=bool)
+    question = gallery_question(index, VAL, np.asarray(known))
+    if not len(question.tag_rows):
+        raise ArtifactError(
+            "no tag has 3 val images and a train image, so no checkpoint can be chosen: "
+            f"{index.num_images} images are too few for {index.num_tags} tags"
+        )
+    chosen = np.zeros(len(question.tag_rows), dtype=bool)
+    chosen[np.random.default_rng(0).permutation(len(chosen))[: cfg.val_tags]] = True
+    return question.only(chosen, "val")
+
+
+def judge_on(question: Question, inputs: Inputs) -> Callable[[TwoTowers], float]:
+    """Return the function that gives towers their val_map."""
+    tags = torch.from_numpy(np.array(inputs.vectors.vectors[question.tag_rows]))
+    images = torch.from_numpy(inputs.features[question.gallery])
+
+    def judge(towers: TwoTowers) -> float:
+        scorer = Scorer("towers", embed(towers.tag, tags).numpy(), embed(towers.image, images).numpy())
+        return mean_average_precision(question, scorer)
+
+    return judge
+
+
+def new_towers(inputs: Inputs, cfg: TrainConfig) -> TwoTowers:
+    """Build towers with the weights of the seed, scaled to the train split."""
+    torch.manual_seed(cfg.seed)
+    towers = TwoTowers(
+        tag_dim=inputs.vectors.vectors.shape[1],
+        image_dim=inputs.features.shape[1],
+        hidden_dim=cfg.hidden_dim,
+        embed_dim=cfg.embed_dim,
+        activation=cfg.activation,
+        feature_dropout=cfg.feature_dropout,
+        hidden_dropout=cfg.hidden_dropout,
+    )
+    if cfg.scaling == "standardise":
+        train_rows = np.flatnonzero(inputs.index.splits == TRAIN)
+        sample = np.sort(np.random.default_rng(cfg.seed).permutation(train_rows)[:50_000])
+        towers.image.scale_by(torch.from_numpy(inputs.features[sample]))
+        towers.tag.scale_by(torch.from_numpy(inputs.vectors.vectors[inputs.vectors.known]))
+    return towers
+
+
+def resolve_device(device: str) -> str:
+    """Settle `auto` and refuse CUDA where there is none."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ArtifactError("device=cuda, but torch sees no CUDA device. Use device=cpu, or check `nvidia-smi`.")
+    return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def new_trainer(run_dir: Path, device: str, cfg: TrainConfig, resumed: bool) -> pl.Trainer:
+    """Build the trainer: one device, two checkpoints (best and last), early stop, two logs."""
+    checkpoints = ModelCheckpoint(
+        dirpath=run_dir / "checkpoints",
+        filename="best",
+        monitor="val_map",
+        mode="max",
+        save_last=True,
+        enable_version_counter=False,
+        save_on_train_epoch_end=True,
+    )
+    callbacks: list[Any] = [checkpoints]
+    if cfg.patience:
+        callbacks.append(EarlyStopping("val_map", mode="max", patience=cfg.patience, check_on_train_epoch_end=True))
+    version = f"part-{len(list((run_dir / 'logs').glob('part-*'))) + 1}" if resumed else "part-1"
+    return pl.Trainer(
+        accelerator="gpu" if device == "cuda" else "cpu",
+        devices=1,
+        max_epochs=cfg.max_epochs,
+        callbacks=callbacks,
+        plugins=[AtomicCheckpoints()],
+        logger=[
+            CSVLogger(run_dir, name="logs", version=version),
+            TensorBoardLogger(run_dir, name="logs", version=version),
+        ],
+        default_root_dir=run_dir,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        log_every_n_steps=1,
+        use_distributed_sampler=False,
+    )
+
+
+def history_csv(history: list[dict[str, float]]) -> str:
+    """Return the history of a run as CSV, one row an epoch."""
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, ["epoch", "train_loss", "val_map"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(history)
+    return stream.getvalue()
+
+
+def train_towers(inputs: Inputs, cfg: TrainConfig, run_dir: Path) -> TwoTowerModule:
+    """Train to the end, from the last checkpoint where there is one, and load the best weights."""
+    device = resolve_device(cfg.device)
+    objective = open_objective(cfg)
+    question = validation(inputs.index, inputs, cfg)
+    module = TwoTowerModule(
+        new_towers(inputs, cfg),
+        objective,
+        torch.from_numpy(np.array(inputs.vectors.vectors)),
+        torch.from_numpy(inputs.features),
+        judge_on(question, inputs),
+        cfg,
+    )
+    pairs = training_pairs(inputs.index, np.asarray(inputs.vectors.known), cfg.withhold_tags)
+    batches = PairBatches(
+        inputs.index,
+        pairs,
+        cfg.batch_size,
+        cfg.seed,
+        torch.device(device),
+        lambda: module.current_epoch,
+        objective.fixed_wrong,
+    )
+    last = run_dir / "checkpoints" / "last.ckpt"
+    trainer = new_trainer(run_dir, device, cfg, resumed=last.is_file())
+    log.info(
+        "training run=%s seed=%d on %d pairs of %d images, %d val tags, on %s%s",
+        cfg.run, cfg.seed, len(pairs[0]), len(inputs.features), len(question.tag_rows), device,
+        ", resumed" if last.is_file() else "",
+    )  # fmt: skip
+    trainer.fit(module, batches, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
+    if trainer.state.status is not TrainerStatus.FINISHED:
+        raise SystemExit(130)  # Lightning swallows Ctrl-C; what it stopped is no finished run
+    best = AtomicCheckpoints().load_checkpoint(run_dir / "checkpoints" / "best.ckpt")
+    module.load_state_dict(best["state_dict"])
+    return module
+
+
+def fit(cfg: TrainConfig) -> Path:
+    """Train one run and return its directory. Callable from tests without Hydra."""
+    inputs = open_inputs(cfg.paths, cfg.backbone)
+    recipe = digest([resolved(cfg), inputs.content, inputs.spaces])
+    run_dir, finished = open_run_dir(cfg, recipe)
+    if finished is not None:
+        log.info("already done: %s, val_map %.4f", run_dir, finished.facts["val_map"])
+        return run_dir
+    for folder in (run_dir, run_dir / "checkpoints"):
+        if folder.is_dir():
+            remove_partials(folder)
+    module = train_towers(inputs, cfg, run_dir)
+    best = max(module.history, key=lambda row: (row["val_map"], -row["epoch"]))
+    save_towers(module.towers.cpu(), run_dir / "towers.safetensors")
+    atomic_write(run_dir / "history.csv", history_csv(module.history))
+    seal(
+        run_dir,
+        "run",
+        config=resolved(cfg),
+        files=["config.yaml", "towers.safetensors", "history.csv"],
+        content={name: file_sha256(run_dir / name) for name in ("towers.safetensors", "history.csv")},
+        must_match=inputs.spaces,
+        provenance=inputs.content,
+        facts={"val_map": best["val_map"], "best_epoch": int(best["epoch"]), "num_epochs": len(module.history)},
+        recipe=recipe,
+    )
+    log.info("run %s: val_map %.4f at epoch %d of %d", run_dir, best["val_map"], best["epoch"], len(module.history))
+    return run_dir
+
+
+register("train", TrainConfig)
+
+if __name__ == "__main__":
+    run_stage(fit, TrainConfig, "train")

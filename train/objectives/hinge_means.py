@@ -1,0 +1,21 @@
+"""Hinge between batch means with one fixed wrong picture a pair, as the original project computed it."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def hinge_means_loss(scores: Tensor, margin: float) -> Tensor:
+    """Push the mean right score of a batch above the mean wrong one; one easy pair hides one bad pair.
+
+    Args:
+        scores: (B, 2B) cosine similarities; column i is the right picture of pair i, column B + i its fixed wrong one,
+            which may carry the tag too.
+        margin: in the unit of `scores`.
+
+    Returns:
+        Scalar.
+    """
+    size = len(scores)
+    right, wrong = scores[:, :size].diagonal().mean(), scores[:, size:].diagonal().mean()
+    return (margin - right + wrong).clamp(min=0)

@@ -1,0 +1,77 @@
+"""Order of candidates: best first, equal scores by ascending row.
+
+Q queries, C candidates, D dimension of a scorer's space.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A system whose score of a query and a candidate is the product of two vectors.
+
+    Towers, class means and ridge regression all are; a (Q, C) matrix is never held whole.
+    """
+
+    name: str
+    queries: np.ndarray  # (Q, D)
+    candidates: np.ndarray  # (C, D)
+
+    def scores(self, query: int, rows: np.ndarray | None = None) -> np.ndarray:
+        """Return the scores of one query for all candidates, or for some rows of them.
+
+        Raises:
+            ValueError: a score is not finite, which would sort to an arbitrary place.
+        """
+        candidates = self.candidates if rows is None else self.candidates[rows]
+        scores: np.ndarray = candidates @ self.queries[query]
+        if not np.isfinite(scores).all():
+            raise ValueError(f"{self.name}: {int((~np.isfinite(scores)).sum())} of {scores.size} scores are not finite")
+        return scores
+
+
+def top_k(scores: np.ndarray, k: int) -> np.ndarray:
+    """Return the rows (min(k, C),) int64 of the best candidates, best first, ties by ascending row."""
+    if k < len(scores):
+        least = np.partition(scores, len(scores) - k)[len(scores) - k]
+        rows = np.flatnonzero(scores >= least)  # ascending, with every candidate tied at the cut
+    else:
+        rows = np.arange(len(scores))
+    return rows[np.argsort(-scores[rows], kind="stable")][:k]
+
+
+def ranks_of(scores: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Return the exact 1-based ranks of some candidates, by counting those before them.
+
+    Args:
+        scores: (C,) higher is better.
+        rows: (R,) candidate rows.
+
+    Returns:
+        (R,) int64, in the order of `rows`.
+    """
+    ascending = np.sort(scores)
+    own = scores[rows]
+    not_above = np.searchsorted(ascending, own, side="right")
+    below = np.searchsorted(ascending, own, side="left")
+    ranks = len(scores) - not_above + 1
+    for at in np.flatnonzero(not_above - below > 1):  # equal scores: those of lower rows come first
+        ranks[at] += int((scores[: rows[at]] == own[at]).sum())
+    return np.asarray(ranks, dtype=np.int64)
+
+
+def strictly_falling(scores: np.ndarray) -> np.ndarray:
+    """Lower ranked scores just enough, in float32, that every tool sees our order in them.
+
+    Args:
+        scores: (n,) best first, not rising.
+    """
+    falling = scores.astype(np.float32)
+    for at in range(1, len(falling)):
+        if falling[at] >= falling[at - 1]:
+            falling[at] = np.nextafter(falling[at - 1], np.float32(-np.inf))
+    return falling
