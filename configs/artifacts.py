@@ -11,9 +11,10 @@ import json
 import os
 import shutil
 import subprocess
+import tokenize
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
@@ -25,6 +26,9 @@ CURRENT = "current"
 PARTIAL = ".partial-"
 # Versions that can change a value in an artifact; recorded, never a reason to recompute.
 LIBRARIES = ("numpy", "torch", "torchvision", "openvino", "gensim", "pytorch-lightning", "pillow", "pyarrow")
+
+# What numpy raises on bytes that are no array header.
+ARRAY_ERRORS = (ValueError, TypeError, OSError, EOFError, SyntaxError, OverflowError, tokenize.TokenError)
 
 
 class ArtifactError(RuntimeError):
@@ -51,6 +55,15 @@ class Manifest:
     versions: dict[str, str] = field(default_factory=dict)
     commit: str = ""
     created_at: str = ""
+    seal: str = ""  # digest of all the above, so that `make verify` sees damage to the manifest too
+
+    def sealed(self) -> Manifest:
+        """Return the manifest with the digest of its other fields."""
+        return replace(self, seal=digest(vars(replace(self, seal=""))))
+
+    def text(self) -> str:
+        """Return the manifest as its file holds it."""
+        return json.dumps(vars(self), indent=1, ensure_ascii=False) + "\n"
 
 
 def digest(value: Any) -> str:
@@ -108,10 +121,10 @@ def map_array(path: Path, dtype: str | np.dtype, shape: tuple[int | None, ...]) 
         ArtifactError: naming what was expected and what was found.
     """
     try:
-        array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+        array: np.ndarray = np.lib.format.open_memmap(path, mode="r")  # unlike `np.load`, arrays only
     except FileNotFoundError:
         raise ArtifactError(f"'{path}' is missing; `make verify` lists what is damaged") from None
-    except (ValueError, OSError) as error:
+    except ARRAY_ERRORS as error:
         raise ArtifactError(f"'{path}' is no readable array ({error}); `make verify` lists what is damaged") from error
     fits = len(array.shape) == len(shape) and all(w is None or w == h for w, h in zip(shape, array.shape, strict=True))
     if array.dtype != np.dtype(dtype) or not fits:
@@ -197,8 +210,8 @@ def seal(
         versions=library_versions(),
         commit=commit_id(),
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-    )
-    atomic_write(directory / MANIFEST, json.dumps(vars(manifest), indent=1, ensure_ascii=False) + "\n")
+    ).sealed()
+    atomic_write(directory / MANIFEST, manifest.text())
     return manifest
 
 
@@ -213,7 +226,7 @@ def read_manifest(directory: Path) -> Manifest | None:
         return None
     try:
         return Manifest(**json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise ArtifactError(f"'{path}' is no manifest ({error}); delete '{directory}' and make it again") from error
 
 
@@ -281,9 +294,7 @@ def add_generation(
     remove_partials(root)
     partial.mkdir()
     manifest = build(partial)
-    target = root / manifest.content_id[:12]
-    if target.exists():  # same content by another recipe, or an unsealed leftover
-        shutil.rmtree(target)
+    target = _free_name(root, manifest.content_id[:12])
     partial.rename(target)
     sync_directory(root)
     _point_to(root, target.name)
@@ -291,10 +302,20 @@ def add_generation(
     return target, True
 
 
+def _free_name(root: Path, name: str) -> Path:
+    """Return where a generation goes; one of the same content by another recipe may be in force and stays."""
+    taken, number = root / name, 1
+    while taken.exists():
+        number += 1
+        taken = root / f"{name}-{number}"
+    return taken
+
+
 def remove_partials(root: Path) -> None:
     """Remove what processes that no longer run left behind."""
     for leftover in root.glob(f"{PARTIAL}*"):
-        if _is_running(int(leftover.name.removeprefix(PARTIAL).split("-")[0])):
+        pid = leftover.name.removeprefix(PARTIAL).split("-")[0]
+        if not pid.isdecimal() or _is_running(int(pid)):
             continue
         if leftover.is_dir():
             shutil.rmtree(leftover)
@@ -338,22 +359,31 @@ def _prune(root: Path, keep: int) -> None:
     oldest_first = sorted(generations(root), key=lambda path: ((path / MANIFEST).stat().st_mtime_ns, path.name))
     spare = [path for path in oldest_first if path.name != in_force]
     for path in spare[: max(0, len(spare) - (keep - 1))]:
-        (path / MANIFEST).unlink()  # unsealed first: a half-deleted directory is no artifact
-        shutil.rmtree(path)
+        doomed = path.rename(root / f"{PARTIAL}{os.getpid()}-{path.name}")  # a half-deleted directory is no artifact
+        shutil.rmtree(doomed)
 
 
 def verify(directory: Path) -> list[str]:
     """Compare every file of an artifact with its manifest; return one line per problem."""
-    manifest = read_manifest(directory)
+    try:
+        manifest = read_manifest(directory)
+    except ArtifactError as error:
+        return [str(error)]
     if manifest is None:
         return [f"{directory}: not sealed ({MANIFEST} is missing)"]
-    problems = []
-    for name, entry in manifest.files.items():
-        path = directory / name
-        if not path.is_file():
-            problems.append(f"{path}: missing")
-        elif path.stat().st_size != entry["size"]:
-            problems.append(f"{path}: {path.stat().st_size} bytes, sealed with {entry['size']}")
-        elif file_sha256(path) != entry["sha256"]:
-            problems.append(f"{path}: bytes differ from those sealed")
-    return problems
+    if manifest.sealed().text().encode() != (directory / MANIFEST).read_bytes():
+        return [f"{directory / MANIFEST}: bytes differ from those sealed"]
+    problems = (_problem(directory / name, entry) for name, entry in manifest.files.items())
+    return [problem for problem in problems if problem]
+
+
+def _problem(path: Path, entry: Mapping[str, Any]) -> str:
+    try:
+        size = path.stat().st_size
+        if size != entry["size"]:
+            return f"{path}: {size} bytes, sealed with {entry['size']}"
+        return "" if file_sha256(path) == entry["sha256"] else f"{path}: bytes differ from those sealed"
+    except FileNotFoundError:
+        return f"{path}: missing"
+    except OSError as error:
+        return f"{path}: cannot be read ({error.strerror})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import sys
 from collections.abc import Callable
@@ -18,11 +19,22 @@ from configs.artifacts import ArtifactError
 
 CONFIG_DIR = Path(__file__).resolve().parent
 
+# What the disk or the system says no to; any other OSError is a fault of ours and keeps its traceback.
+STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+
 T = TypeVar("T")
 
 
 class ConfigError(ValueError):
     """A config that cannot be used: an unknown key, a wrong type, a value out of range."""
+
+
+def _refuse_environment(*_: object) -> None:
+    raise ConfigError("${oc.env:...} is refused: configs are saved, and the environment may hold secrets")
+
+
+# In the resolver's own place, so that no spelling of the interpolation gets around it.
+OmegaConf.register_new_resolver("oc.env", _refuse_environment, replace=True)
 
 
 @dataclass
@@ -66,14 +78,14 @@ def typed(cfg: DictConfig, schema: type[T]) -> T:
     Raises:
         ConfigError: unknown or missing keys, wrong types, values out of range.
     """
-    if missing := sorted(str(key) for key in OmegaConf.missing_keys(cfg)):
-        raise ConfigError(
-            f"{schema.__name__} needs a value for {', '.join(missing)}; give it as `{missing[0]}=<value>`"
-        )
-    if "${oc.env" in OmegaConf.to_yaml(cfg, resolve=False):
-        raise ConfigError("${oc.env:...} is refused: configs are saved, and the environment may hold secrets")
     try:
+        if missing := sorted(str(key) for key in OmegaConf.missing_keys(cfg)):
+            raise ConfigError(
+                f"{schema.__name__} needs a value for {', '.join(missing)}; give it as `{missing[0]}=<value>`"
+            )
         config = OmegaConf.to_object(cfg)
+    except ConfigError:
+        raise
     except (OmegaConfBaseException, ValueError) as error:
         raise ConfigError(str(error).splitlines()[0]) from error
     if not isinstance(config, schema):
@@ -101,7 +113,11 @@ def expand_argument_files(arguments: list[str]) -> list[str]:
         path = Path(argument[1:])
         if not path.is_file():
             raise ConfigError(f"no file '{path}' with overrides (one `key=value` a line), as `{argument}` asks for")
-        lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+        try:
+            text = path.read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"'{path}' is not UTF-8 ({error}), so its overrides cannot be read") from error
+        lines = (line.strip() for line in text.splitlines())
         expanded += [line for line in lines if line and not line.startswith("#")]
     return expanded
 
@@ -116,6 +132,10 @@ def run_stage(stage: Callable[[T], object], schema: type[T], name: str) -> None:
             stage(typed(cfg, schema))
         except (ArtifactError, ConfigError) as error:
             raise SystemExit(f"error: {error}") from None
+        except OSError as error:
+            if error.errno not in STORAGE_ERRORS:
+                raise
+            raise SystemExit(f"error: {error}; nothing finished was harmed, run the same command again") from None
 
     try:
         sys.argv[1:] = expand_argument_files(sys.argv[1:])

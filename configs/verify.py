@@ -7,13 +7,24 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from configs.artifacts import MANIFEST, PARTIAL, verify
+from configs.artifacts import CURRENT, MANIFEST, PARTIAL, verify
 
 
 def artifacts(roots: list[Path]) -> list[Path]:
     """Return all sealed directories below some roots, ascending."""
     found = {path.parent for root in roots for path in root.rglob(MANIFEST)}
     return sorted(path for path in found if not any(part.startswith(PARTIAL) for part in path.parts))
+
+
+def lost_pointers(roots: list[Path]) -> list[str]:
+    """Return one line for each `current` that names no finished generation."""
+    pointers = sorted(path for root in roots for path in root.rglob(CURRENT) if path.is_file())
+    names = {pointer: pointer.read_bytes().decode(errors="replace").strip() for pointer in pointers}
+    return [
+        f"{pointer}: names '{name}', which is no finished generation"
+        for pointer, name in names.items()
+        if not name or "\0" in name or not (pointer.parent / name / MANIFEST).is_file()
+    ]
 
 
 def main(arguments: list[str]) -> int:
@@ -25,6 +36,7 @@ def main(arguments: list[str]) -> int:
     roots = [Path(given.get("paths.data", "data")), Path(given.get("paths.runs", "runs"))]
     directories = artifacts(roots)
     problems = [line for directory in tqdm(directories, desc="verify", unit="artifact") for line in verify(directory)]
+    problems += lost_pointers(roots)
     for line in problems:
         print(line)
     print(f"{len(directories)} artifacts under {', '.join(map(str, roots))}: {len(problems)} problems")

@@ -27,12 +27,12 @@ class GateOptions:
             raise ValueError(f"gate.max_side_px must lie in 64..4096, got {self.max_side_px}")
         if not 1 <= self.quality <= 100:
             raise ValueError(f"gate.quality must lie in 1..100, got {self.quality}")
-        if self.max_bytes < 1 or self.max_pixels < 1 or self.min_side_px < 1:
-            raise ValueError("gate.max_bytes, gate.max_pixels and gate.min_side_px must be at least 1")
-        if self.max_aspect < 1.0:
-            raise ValueError(f"gate.max_aspect must be at least 1, got {self.max_aspect}")
-        if self.timeout_s <= 0 or self.memory_mb < 256:
-            raise ValueError("gate.timeout_s must be positive and gate.memory_mb at least 256")
+        at_least = {"max_bytes": 1, "max_pixels": 1, "min_side_px": 1, "max_aspect": 1, "memory_mb": 256}
+        for name, least in at_least.items():
+            if not getattr(self, name) >= least:  # so that NaN is refused too
+                raise ValueError(f"gate.{name} must be at least {least}, got {getattr(self, name)}")
+        if not 0 < self.timeout_s < float("inf"):
+            raise ValueError(f"gate.timeout_s must be above 0, got {self.timeout_s}")
 
 
 @dataclass
@@ -47,27 +47,38 @@ class SourceConfig:
 class FolderSource(SourceConfig):
     """A folder a tag, nested folders several."""
 
-    name: str = "folder"
+    name: str = "folder"  # fixed, it names the kind
 
 
 @dataclass
 class TableSource(SourceConfig):
     """JSONL, CSV or Parquet, one row an image; columns beside the named ones go to `extra`."""
 
-    name: str = "table"
+    name: str = "table"  # fixed, it names the kind
     images: str = ""  # folder that relative image paths start from; the table's own folder when empty
-    file_column: str = "file"
-    tags_column: str = "tags"
+    file_column: str = "file"  # column with the path of the image, relative to `images`
+    tags_column: str = "tags"  # column with a list, or a text separated by `tag_separator`
     tag_separator: str = ","  # splits the tags column where the format has no lists (CSV)
+
+    def __post_init__(self) -> None:
+        _check_separator(self.tag_separator)
 
 
 @dataclass
 class WebDatasetSource(SourceConfig):
     """Tar shards with text or JSON sidecars, img2dataset's dumps included."""
 
-    name: str = "webdataset"
+    name: str = "webdataset"  # fixed, it names the kind
     tags_key: str = "tags"  # JSON key with a list, or a text separated by `tag_separator`
-    tag_separator: str = ","
+    tag_separator: str = ","  # splits a text of tags
+
+    def __post_init__(self) -> None:
+        _check_separator(self.tag_separator)
+
+
+def _check_separator(separator: str) -> None:
+    if not separator:
+        raise ValueError("source.tag_separator must be at least one character, got ''")
 
 
 @dataclass

@@ -41,20 +41,24 @@ class TagVectorsConfig:
 class BackboneConfig:
     """A network that turns a picture into a feature, with all that shapes its values."""
 
-    name: str = MISSING
+    name: str = MISSING  # also of the store's directory
     architecture: str = MISSING  # torchvision model, or color_histogram
     weights: str = ""  # carried, or a torchvision weights name such as IMAGENET1K_V2
     width: int = MISSING  # numbers a feature
     resize_px: int = 256  # shorter side after resize
     crop_px: int = 224  # centre crop
-    mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
-    std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
+    mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])  # of R, G, B in [0, 1], subtracted
+    std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])  # of R, G, B, divided by
     licence: str = ""  # of the weights
 
     def __post_init__(self) -> None:
         numbers = (self.resize_px, self.crop_px)
         if all(isinstance(number, int) for number in numbers) and not 32 <= self.crop_px <= self.resize_px:
             raise ValueError(f"backbone.crop_px must lie in 32..resize_px={self.resize_px}, got {self.crop_px}")
+        if len(self.mean) != 3:
+            raise ValueError(f"backbone.mean must be three numbers, got {self.mean}")
+        if len(self.std) != 3 or not all(spread > 0 for spread in self.std):
+            raise ValueError(f"backbone.std must be three numbers above 0, got {self.std}")
 
 
 @dataclass

@@ -22,7 +22,7 @@ class ServeConfig:
     paths: Paths = field(default_factory=Paths)
     run: str = "baseline"  # name of the run under paths.runs
     host: str = "127.0.0.1"  # address to listen on; 0.0.0.0 shows the page to the network
-    port: int = 8000
+    port: int = 8000  # 0 takes any free one
     threads: int = 8  # requests answered at once
 
     def __post_init__(self) -> None:

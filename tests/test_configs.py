@@ -5,7 +5,6 @@ import logging
 import subprocess
 import sys
 from dataclasses import fields
-from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -89,8 +88,7 @@ def test_every_experiment_composes_and_names_its_run(name):
 
 @pytest.mark.parametrize("name", options("experiment"))
 def test_every_experiment_opens_with_four_lines_of_comment(name):
-    lines = (CONFIG_DIR / "experiment" / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
-    header = [line for line in lines if not line.startswith("# @package")][:4]
+    header = (CONFIG_DIR / "experiment" / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[:4]
     assert len(header) == 4
     assert all(line.startswith("#") for line in header)
 
@@ -186,8 +184,8 @@ def test_an_empty_tag_separator_is_refused(source):
 
 
 def test_several_problems_of_a_training_are_told_at_once():
-    with pytest.raises(ConfigError, match="objective.*margin.*max_epochs"):
-        composed("train", "++objective=ridge", "margin=-1", "max_epochs=0")
+    with pytest.raises(ConfigError, match="optimizer.*margin.*max_epochs"):
+        composed("train", "optimizer=lbfgs", "margin=-1", "max_epochs=0")
 
 
 @pytest.mark.parametrize(
@@ -253,29 +251,18 @@ def test_a_typo_on_the_command_line_ends_with_its_name_and_writes_nothing(tmp_pa
 
 
 CONFIG_FILES = sorted(ROOT.glob("*/config.py"))
+EXPLAINED_BY_THEIR_CLASS = {"paths", "source", "gate", "words", "backbone"}  # nested configs
 
 
 @pytest.mark.parametrize("path", CONFIG_FILES, ids=lambda path: path.parent.name)
-def test_every_config_field_is_explained_or_explains_itself(path):
+def test_every_config_field_has_a_comment(path):
     lines = path.read_text(encoding="utf-8").splitlines()
     silent = []
     for node in ast.walk(ast.parse("\n".join(lines))):
         for statement in node.body if isinstance(node, ast.ClassDef) else []:
             if isinstance(statement, ast.AnnAssign) and "#" not in lines[statement.end_lineno - 1]:
-                silent.append(f"{node.name}.{statement.target.id}")
-    assert {name.split(".")[1] for name in silent} <= SELF_EXPLAINING, silent
-
-
-# Fields whose name and type say all: nested configs whose class has a docstring, and names in plain words.
-SELF_EXPLAINING = {"paths", "source", "gate", "words", "backbone", "name", "seed", "port", "path"} | {
-    "file_column",
-    "tags_column",
-    "tag_separator",
-    "mean",
-    "std",
-    "cutoffs",
-    "architecture",
-}
+                silent.append(statement.target.id)
+    assert set(silent) <= EXPLAINED_BY_THEIR_CLASS
 
 
 @pytest.mark.parametrize("schema", [GateOptions, WordsConfig, BackboneConfig, *(each[0] for each in STAGES.values())])
@@ -283,7 +270,3 @@ def test_every_config_has_a_docstring_of_its_own(schema):
     assert schema.__doc__
     assert not schema.__doc__.startswith(f"{schema.__name__}(")
     assert fields(schema)
-
-
-def test_this_folder_is_where_configs_lie():
-    assert Path("configs").resolve() == CONFIG_DIR or CONFIG_DIR.name == "configs"

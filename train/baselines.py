@@ -20,17 +20,43 @@ def unit_rows(rows: np.ndarray) -> np.ndarray:
     return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12))
 
 
-def class_mean(name: str, features: np.ndarray, train_lists: Sequence[np.ndarray], gallery: np.ndarray) -> Scorer:
+class Standardiser:
+    """Mean and spread of each column over the train images, without which class means all point the same way."""
+
+    def __init__(self, features: np.ndarray, train_rows: np.ndarray, chunk: int = 16384) -> None:
+        total, squares = np.zeros(features.shape[1]), np.zeros(features.shape[1])
+        for start in range(0, len(train_rows), chunk):
+            rows = features[train_rows[start : start + chunk]].astype(np.float64)
+            total += rows.sum(axis=0)
+            squares += np.square(rows).sum(axis=0)
+        self.mean = total / len(train_rows)
+        self.spread = np.sqrt(np.maximum(squares / len(train_rows) - self.mean**2, 1e-12))
+
+    def __call__(self, rows: np.ndarray) -> np.ndarray:
+        """Return rows (n, W) in standard units, float32."""
+        return np.asarray((rows - self.mean) / self.spread, dtype=np.float32)
+
+
+def class_mean(
+    name: str,
+    features: np.ndarray,
+    standard: Standardiser,
+    train_lists: Sequence[np.ndarray],
+    gallery: np.ndarray,
+) -> Scorer:
     """Score an image by the cosine of its feature with the mean of the tag's train images: Rocchio, 1971.
+
+    Features are in standard units first, which makes this floor higher.
 
     Args:
         name: of the scorer.
         features: (N, W).
+        standard: of these features.
         train_lists: for each of E tags the rows of its train images.
         gallery: (C,) rows to score.
     """
-    means = np.stack([unit_rows(features[rows]).mean(axis=0) for rows in train_lists])
-    return Scorer(name, unit_rows(means), unit_rows(features[gallery]))
+    means = np.stack([unit_rows(standard(features[rows])).mean(axis=0) for rows in train_lists])
+    return Scorer(name, unit_rows(means), unit_rows(standard(features[gallery])))
 
 
 class Ridge:
@@ -41,10 +67,7 @@ class Ridge:
 
     def __init__(self, features: np.ndarray, train_rows: np.ndarray, chunk: int = 16384) -> None:
         self._features = features
-        total = np.zeros(features.shape[1])
-        for start in range(0, len(train_rows), chunk):
-            total += features[train_rows[start : start + chunk]].sum(axis=0, dtype=np.float64)
-        self._mean = (total / len(train_rows)).astype(np.float32)
+        self._mean = Standardiser(features, train_rows, chunk).mean.astype(np.float32)
         gram = np.zeros((features.shape[1],) * 2, dtype=np.float64)
         for start in range(0, len(train_rows), chunk):
             rows = self._centred(train_rows[start : start + chunk])

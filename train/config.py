@@ -19,7 +19,7 @@ class TrainConfig:
 
     paths: Paths = field(default_factory=Paths)
     run: str = "baseline"  # name of the output directory under paths.runs
-    seed: int = 0
+    seed: int = 0  # of weights, batches and dropout
     device: str = "auto"  # cpu, cuda; auto takes CUDA where there is one
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
 
@@ -34,11 +34,11 @@ class TrainConfig:
     hidden_dropout: float = 0.2  # share of hidden units dropped, both towers
 
     optimizer: str = "adamw"  # adamw, sgd
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.05
+    learning_rate: float = 1e-3  # of the optimizer, constant
+    weight_decay: float = 0.05  # of the optimizer, 0 or more
     momentum: float = 0.0  # of sgd
     batch_size: int = 512  # pairs a step
-    max_epochs: int = 60
+    max_epochs: int = 60  # passes over the pairs, where patience does not end it before
     patience: int = 6  # epochs without a better val_map before training stops; 0 never stops early
     withhold_tags: float = 0.0  # share of tags kept out of training, by hash, to judge unseen tags
     val_tags: int = 2000  # at most so many tags judge an epoch
@@ -96,7 +96,7 @@ class EvaluateConfig:
     split: str = "test"  # val, test
     histogram: BackboneConfig = field(default_factory=BackboneConfig)  # features of the colour floor
     depth: int = 1000  # images a tag in run files, and of the metrics @k
-    cutoffs: list[int] = field(default_factory=lambda: [1, 5, 10, 50])
+    cutoffs: list[int] = field(default_factory=lambda: [1, 5, 10, 50])  # k of the metrics @k
     resamples: int = 2000  # bootstrap samples of the tags for an interval
 
     def __post_init__(self) -> None:

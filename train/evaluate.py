@@ -32,13 +32,13 @@ from configs.artifacts import (
     seal,
 )
 from configs.compose import Paths, register, resolved, run_stage
-from crawl.records import TEST, VAL
+from crawl.records import TEST, TRAIN, VAL
 from crawl.shards import RELATIONS_FILE, Collection
 from crawl.tags import normalise_tag, read_relations
 from features.config import BackboneConfig
 from features.image_features import open_features
 from features.inverted_index import InvertedIndex
-from train.baselines import Ridge, choose_ridge, class_mean
+from train.baselines import Ridge, Standardiser, choose_ridge, class_mean
 from train.batches import is_withheld
 from train.config import EvaluateConfig
 from train.fit import Inputs, open_inputs
@@ -69,7 +69,8 @@ class Systems:
 
     inputs: Inputs
     towers: TwoTowers
-    histograms: np.ndarray | None
+    standard: Standardiser
+    histograms: tuple[np.ndarray, Standardiser] | None
     ridge: Ridge
     ridge_strength: float
 
@@ -81,11 +82,11 @@ class Systems:
         images = torch.from_numpy(features[question.gallery])
         found = [
             Scorer(TRAINED, embed(self.towers.tag, tags).numpy(), embed(self.towers.image, images).numpy()),
-            class_mean("class_mean", features, lists, question.gallery),
+            class_mean("class_mean", features, self.standard, lists, question.gallery),
             self.ridge.scorers(lists, question.gallery, [self.ridge_strength])[self.ridge_strength],
         ]
         if self.histograms is not None:
-            found.append(class_mean("class_mean_histogram", self.histograms, lists, question.gallery))
+            found.append(class_mean("class_mean_histogram", *self.histograms, lists, question.gallery))
         return found
 
 
@@ -107,13 +108,16 @@ def open_run(paths: Paths, run: str) -> tuple[TwoTowers, Manifest, Inputs]:
     return load_towers(run_dir / "towers.safetensors"), manifest, inputs
 
 
-def histogram_features(cfg: EvaluateConfig, index: InvertedIndex, gate: str) -> np.ndarray | None:
+def histogram_features(
+    cfg: EvaluateConfig, index: InvertedIndex, gate: str, train_rows: np.ndarray
+) -> tuple[np.ndarray, Standardiser] | None:
     """Return colour histograms of the index's images, or None where they were not extracted."""
     try:
-        return open_features(cfg.paths, cfg.histogram, gate, index.image_ids)[0]
+        histograms, _ = open_features(cfg.paths, cfg.histogram, gate, index.image_ids)
     except ArtifactError as error:
         log.warning("without the floor of colour histograms: %s", error)
         return None
+    return histograms, Standardiser(histograms, train_rows)
 
 
 def questions(inputs: Inputs, split: int, withhold: float, collection: Collection) -> list[Question]:
@@ -233,14 +237,15 @@ def write_trec(directory: Path, question: Question, answers: Mapping[str, Answer
 def open_systems(cfg: EvaluateConfig, towers: TwoTowers, inputs: Inputs, gate: str) -> Systems:
     """Prepare the run and its floors; the ridge's strength is the best of seven on the validation split."""
     index, known = inputs.index, np.asarray(inputs.vectors.known)
-    train_rows = np.flatnonzero(index.splits == 0)
+    train_rows = np.flatnonzero(index.splits == TRAIN)
     ridge = Ridge(inputs.features, train_rows)
     val = gallery_question(index, VAL, known)
     strength = choose_ridge(
         ridge, train_lists(index, val.tag_rows), val.gallery, lambda scorer: mean_average_precision(val, scorer)
     )
     log.info("ridge strength %g, chosen on val", strength)
-    return Systems(inputs, towers, histogram_features(cfg, index, gate), ridge, strength)
+    histograms = histogram_features(cfg, index, gate, train_rows)
+    return Systems(inputs, towers, Standardiser(inputs.features, train_rows), histograms, ridge, strength)
 
 
 def evaluate(cfg: EvaluateConfig) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import pickle
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ from train.objectives import Objective
 from train.towers import TwoTowers
 
 log = logging.getLogger(__name__)
+logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # what it has is said once, by us
+# Lightning 2.6.6 asks torch 2.15 for a class of trees that torch calls deprecated.
+warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
 CHECK_EVERY = 50  # steps between looks for NaN on the host, which wait for the device
 
 

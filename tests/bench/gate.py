@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
-import platform
 import statistics
 import time
 from collections import Counter
@@ -21,6 +19,7 @@ from PIL import Image
 
 from crawl.config import GateOptions
 from crawl.ingest import Accepted, IsolatedGate, Refused, ingest
+from tests.bench.result import finish
 
 WORKERS = 2
 WAYS = ("pillow", "in_process", "isolated")
@@ -115,16 +114,7 @@ def report(groups: dict[str, list[bytes]], rates: dict[str, dict[str, float]]) -
         for group, row in rates.items()
     }
     figures = {group: {way: round(rate, 1) for way, rate in row.items()} for group, row in rates.items()}
-    print(
-        json.dumps(
-            {
-                "bench": "gate",
-                "device": platform.processor() or platform.machine(),
-                "ratios": ratios,
-                "figures": figures,
-            }
-        )
-    )
+    finish("gate", ratios, figures)
 
 
 def main() -> None:
