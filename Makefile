@@ -10,9 +10,7 @@ B ?=
 PYTHON := .venv/bin/python
 READY := .venv/.ready
 SAMPLE := paths.data=data/sample paths.runs=runs/sample
-# One thread pool a process: the stages' own threads share the cores, BLAS must not multiply them.
 export PYTHONUNBUFFERED := 1
-export HYDRA_FULL_ERROR ?= 0
 
 .PHONY: help demo sample serve crawl index tag_vectors image_features features train evaluate publish verify bench \
 	test lint format lock clean
@@ -46,8 +44,9 @@ image_features: $(READY) ## extract features of new images: ARGS="backbone=resne
 	@$(PYTHON) -m features.extract $(ARGS)
 
 features: $(READY) ## index, tag_vectors, image_features and the colour histograms of evaluation
+	@case "$(ARGS)" in *@*) echo "error: features is three stages; give @file to index, tag_vectors, image_features" >&2; exit 2;; esac
 	@$(PYTHON) -m features.build_index $(filter paths.%,$(ARGS))
-	@$(PYTHON) -m features.embed_tags $(filter paths.% words% ,$(ARGS))
+	@$(PYTHON) -m features.embed_tags $(filter paths.% words%,$(ARGS))
 	@$(PYTHON) -m features.extract $(filter-out words%,$(ARGS))
 	@$(PYTHON) -m features.extract backbone=color_histogram $(filter paths.%,$(ARGS))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections import Counter, deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,8 @@ class Crawl:
 
     directory: Path
     recipe: str  # digest of source, its listing and the gate
-    config: dict[str, Any]
+    config: dict[str, Any]  # of the source
+    gate: dict[str, Any]  # version and options that shape pixels
     known: dict[str, set[str]] = field(default_factory=dict)  # image_id -> tags as given
     refused: dict[str, Refused] = field(default_factory=dict)  # image_id -> why, in this crawl
     consumed: int = 0  # items of the source that committed shards account for
@@ -63,39 +64,42 @@ class Crawl:
 
     def state(self) -> dict[str, Any]:
         """What a shard's commit records, enough to go on after it."""
-        return {"recipe": self.recipe, "consumed": self.consumed, "duplicates": self.duplicates, "config": self.config}
+        return {
+            "recipe": self.recipe,
+            "consumed": self.consumed,
+            "duplicates": self.duplicates,
+            "config": self.config,
+            "gate": self.gate,
+        }
 
 
 @dataclass(frozen=True)
 class _Waiting:
-    item: SourceItem
+    item: SourceItem  # without its bytes
     image_id: str
-    gated: bool
+    fresh: bool
 
 
 def gated(crawl: Crawl, source: Iterator[SourceItem], gate: IsolatedGate) -> Iterator[tuple[_Waiting, Any]]:
     """Send what is new through the gate and yield all items in the source's order.
 
-    Known bytes are not decoded again; their outcome is None.
+    Known bytes are not decoded again: no bytes go in their place, which the gate refuses at once, and their outcome
+    is None. So every item takes one turn, and few are held however many known ones come in a row.
     """
     waiting: deque[_Waiting] = deque()
     sent: set[str] = set()
 
-    def new_images() -> Iterator[bytes]:
+    def turns() -> Iterator[bytes]:
         for item in source:
             image_id = "" if item.problem else image_id_of(item.data)
             fresh = item.problem is None and image_id not in crawl.known and image_id not in sent
             sent.update([image_id] if fresh else [])
-            waiting.append(_Waiting(item, image_id, fresh))
-            if fresh:
-                yield item.data
+            waiting.append(_Waiting(replace(item, data=b""), image_id, fresh))
+            yield item.data if fresh else b""
 
-    for outcome in gate.map(new_images()):
-        while not waiting[0].gated:
-            yield waiting.popleft(), None
-        yield waiting.popleft(), outcome
-    while waiting:
-        yield waiting.popleft(), None
+    for outcome in gate.map(turns()):
+        entry = waiting.popleft()
+        yield entry, outcome if entry.fresh else None
 
 
 def _record(item: SourceItem, image_id: str, image: Accepted) -> Record:
@@ -153,17 +157,22 @@ def write_shards(crawl: Crawl, source: Source, cfg: CrawlConfig) -> None:
         shard.discard()
 
 
-def _facts(states: list[dict[str, Any]], crawl: Crawl) -> dict[str, Any]:
-    last_of_crawl = {state["recipe"]: state for state in states}
+def _facts(states: list[dict[str, Any]], crawl: Crawl, earlier: Manifest | None) -> dict[str, Any]:
+    crawls = {state["recipe"]: state for state in states}
+    crawls |= {each["recipe"]: each for each in (earlier.facts["crawls"] if earlier else [])}
+    crawls[crawl.recipe] = crawl.state()  # its last items may have brought nothing to commit
     refused: Counter[str] = Counter()
     for state in states:
         refused.update(state["refused"])
     facts = {
         "num_images": len(crawl.known),
-        "num_items": sum(state["consumed"] for state in last_of_crawl.values()),
-        "num_duplicates": sum(state["duplicates"] for state in last_of_crawl.values()),
+        "num_items": sum(each["consumed"] for each in crawls.values()),
+        "num_duplicates": sum(each["duplicates"] for each in crawls.values()),
         "refused": dict(sorted(refused.items())),
-        "crawls": list({state["recipe"]: state["config"] for state in states}.values()),
+        "crawls": [
+            {name: each[name] for name in ("recipe", "consumed", "duplicates", "config", "gate")}
+            for each in crawls.values()
+        ],
     }
     accounted = facts["num_images"] + facts["num_duplicates"] + sum(refused.values())
     if accounted != facts["num_items"]:
@@ -194,10 +203,7 @@ def seal_collection(crawl: Crawl, cfg: CrawlConfig, earlier: Manifest | None) ->
         files=names,
         content=content,
         must_match={"gate": gate_fingerprint(cfg)},
-        facts={
-            **_facts(states, crawl),
-            "crawls": list({state["recipe"]: state["config"] for state in states}.values()),
-        },
+        facts=_facts(states, crawl, earlier),
         recipe=crawl.recipe,
         described=described,
     )
@@ -209,20 +215,28 @@ def gate_fingerprint(cfg: CrawlConfig) -> str:
 
 
 def _may_go_on(manifest: Manifest | None, cfg: CrawlConfig, config: dict[str, Any]) -> None:
-    """Refuse to mix gates, and to mix sources unasked."""
-    if manifest is None:
-        return
-    where = f"the collection in '{cfg.paths.artifact('collection')}'"
-    if manifest.must_match["gate"] != gate_fingerprint(cfg):
+    """Refuse to mix gates, and to mix sources unasked, with a finished collection or the shards of an unfinished one."""
+    directory = cfg.paths.artifact("collection")
+    crawls = manifest.facts["crawls"] if manifest else []
+    crawls = [*crawls, *(shard_state(path) for path in committed_shards(directory))]
+    where = f"the collection in '{directory}'"
+    for gate in (crawl["gate"] for crawl in crawls if crawl["gate"] != gate_space(cfg.gate)):
         raise ArtifactError(
-            f"{where} was made with gate.max_side_px={manifest.config['gate']['max_side_px']} "
-            f"gate.quality={manifest.config['gate']['quality']}. Use these, or another folder with paths.data=<folder>."
+            f"{where} was made with gate.max_side_px={gate['max_side_px']} gate.quality={gate['quality']} "
+            f"of gate version {gate['gate_version']}. Use these, or another folder with paths.data=<folder>."
         )
-    if config not in manifest.facts["crawls"] and not cfg.append:
+    if crawls and not cfg.append and config not in [crawl["config"] for crawl in crawls]:
         raise ArtifactError(
             f"{where} was made from another source. Add this one with append=true, "
             "or make a collection of its own with paths.data=<folder>."
         )
+
+
+def _is_done(manifest: Manifest, recipe: str, directory: Path) -> bool:
+    """Say whether a crawl went into the collection as sealed, with no shard of a later unfinished one behind it."""
+    sealed = {name for name in manifest.files if name.endswith(".parquet")}
+    whole = sealed == {path.name for path in committed_shards(directory)}
+    return whole and recipe in [crawl["recipe"] for crawl in manifest.facts["crawls"]]
 
 
 def _read_relations(path: str) -> str:
@@ -244,14 +258,14 @@ def collect(cfg: CrawlConfig) -> Path:
     _may_go_on(manifest, cfg, config)
     relations = _read_relations(cfg.relations)
     recipe = digest([config, gate_space(cfg.gate), source.fingerprint(), relations])
-    if manifest is not None and manifest.recipe == recipe:
+    if manifest is not None and _is_done(manifest, recipe, directory):
         log.info("already done: %s holds %d images", directory, manifest.facts["num_images"])
         return directory
     directory.mkdir(parents=True, exist_ok=True)
     remove_partials(directory)
     if relations:
         atomic_write(directory / RELATIONS_FILE, relations)
-    crawl = Crawl(directory, recipe, config)
+    crawl = Crawl(directory, recipe, config, gate_space(cfg.gate))
     crawl.resume()
     log.info("crawling %s into %s, from item %d on", cfg.source.name, directory, crawl.consumed)
     write_shards(crawl, source, cfg)

@@ -20,7 +20,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from configs.artifacts import PARTIAL, Manifest, atomic_open, atomic_write, digest, open_artifact, sync_directory
+from configs.artifacts import (
+    PARTIAL,
+    ArtifactError,
+    Manifest,
+    atomic_open,
+    atomic_write,
+    digest,
+    open_artifact,
+    sync_directory,
+)
 from crawl.records import SHARD_SCHEMA, Record, as_row, from_row, split_of
 
 RELATIONS_FILE = "tag_relations.csv"
@@ -106,9 +115,15 @@ def committed_shards(directory: Path) -> list[Path]:
 
 
 def shard_state(parquet: Path) -> dict[str, Any]:
-    """Return what `ShardWriter.commit` was told of a shard."""
-    metadata = pq.read_schema(parquet).metadata or {}
-    state: dict[str, Any] = json.loads(metadata[STATE_KEY])
+    """Return what `ShardWriter.commit` was told of a shard.
+
+    Raises:
+        ArtifactError: the table is damaged or was not written here.
+    """
+    try:
+        state: dict[str, Any] = json.loads((pq.read_schema(parquet).metadata or {})[STATE_KEY])
+    except (OSError, ValueError, KeyError) as error:
+        raise ArtifactError(f"'{parquet}' is no table of a shard ({error}); `make verify` names damage") from error
     return state
 
 
@@ -137,9 +152,15 @@ class Collection:
         Rows with offset -1 bring tags for an image of an earlier row.
         """
         wanted = ["image_id", *(name for name in columns if name != "image_id")]
-        parts = []
+        schema = pa.schema([SHARD_SCHEMA.field(name) for name in wanted])
+        parts = [schema.insert(0, pa.field("shard", pa.int32())).empty_table()]
         for number, path in enumerate(self.shards):
-            part = pq.read_table(path, columns=wanted).replace_schema_metadata(None)
+            try:
+                part = pq.read_table(path, columns=wanted).replace_schema_metadata(None)
+            except (OSError, ValueError) as error:
+                raise ArtifactError(
+                    f"'{path}' cannot be read ({error}); `make verify` lists what is damaged"
+                ) from error
             parts.append(part.add_column(0, "shard", pa.array(np.full(len(part), number, np.int32))))
         table = pa.concat_tables(parts)
         gone = self.tombstones()
@@ -160,18 +181,31 @@ class JpegReader:
 
     def __init__(self, collection: Path) -> None:
         self.collection = collection
-        self._descriptors: dict[int, int] = {}
+        self._descriptors: dict[Path, int] = {}
 
     def read(self, location: np.void) -> bytes:
-        """Return the bytes of one JPEG; `location` is a `LOCATION` scalar."""
-        shard = int(location["shard"])
-        descriptor = self._descriptors.get(shard)
+        """Return the bytes of one JPEG; `location` is a `LOCATION` scalar.
+
+        Raises:
+            ArtifactError: the shard is gone or cut.
+        """
+        path = self.collection / f"{shard_name(int(location['shard']))}.tar"
+        try:
+            jpeg = os.pread(self._open(path), int(location["size"]), int(location["offset"]))
+        except OSError as error:
+            raise ArtifactError(f"'{path}' cannot be read ({error.strerror}); `make verify` lists damage") from error
+        if len(jpeg) != location["size"]:
+            raise ArtifactError(f"'{path}' ends before byte {location['offset'] + location['size']}; see `make verify`")
+        return jpeg
+
+    def _open(self, path: Path) -> int:
+        descriptor = self._descriptors.get(path)
         if descriptor is None:
-            opened = os.open(self.collection / f"{shard_name(shard)}.tar", os.O_RDONLY | os.O_CLOEXEC)
-            descriptor = self._descriptors.setdefault(shard, opened)
+            opened = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = self._descriptors.setdefault(path, opened)
             if descriptor != opened:  # another thread was faster
                 os.close(opened)
-        return os.pread(descriptor, int(location["size"]), int(location["offset"]))
+        return descriptor
 
     def close(self) -> None:
         """Close the shards."""

@@ -78,7 +78,7 @@ def _torchvision_network(config: BackboneConfig) -> nn.Module:
     weights = _torchvision_weights(config)
     try:
         network: nn.Module = torchvision.models.get_model(config.architecture, weights=weights)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # RuntimeError: what came has another hash
         folder = Path(torch.hub.get_dir()) / "checkpoints"
         raise ArtifactError(
             f"the weights {weights.url.rsplit('/', 1)[-1]} of {config.name} could not be downloaded ({error}). "
@@ -105,6 +105,8 @@ def build_backbone(config: BackboneConfig) -> nn.Module:
     """Build the network of a config in evaluation mode: (B, 3, crop, crop) uint8 RGB -> (B, width) float32."""
     if config.architecture == "color_histogram":
         return ColorHistogram().eval()
+    if config.weights == "carried" and config.architecture != "resnet50":
+        raise ArtifactError(f"the carried weights are of resnet50, not of '{config.architecture}'")
     network = carried_resnet50() if config.weights == "carried" else _torchvision_network(config)
     return Normalised(_without_head(network), config.mean, config.std).eval().requires_grad_(False)
 

@@ -97,6 +97,11 @@ def fill(
             store.add(np.asarray(index.image_ids[part]), np.concatenate(features))
 
 
+def files_of(store: FeatureStore) -> list[str]:
+    """Names of the files of all parts."""
+    return [f"{part}{suffix}" for part in store.parts() for suffix in (".ids", ".npy")]
+
+
 def seal_store(store: FeatureStore, cfg: ImageFeaturesConfig, space: str, index: Manifest) -> Manifest:
     """Write the manifest over all parts; parts listed before are not hashed again."""
     earlier = read_manifest(store.directory)
@@ -105,7 +110,7 @@ def seal_store(store: FeatureStore, cfg: ImageFeaturesConfig, space: str, index:
         store.directory,
         "image_features",
         config=resolved(cfg),
-        files=[f"{part}{suffix}" for part in parts for suffix in (".ids", ".npy")],
+        files=files_of(store),
         must_match={"feature_space": space},
         provenance={"index": index.content_id},
         facts={"num_images": len(store.stored_ids()), "width": store.width, "num_parts": len(parts)},
@@ -122,7 +127,8 @@ def extract(cfg: ImageFeaturesConfig) -> Path:
     remove_partials(directory)
     store = FeatureStore(directory, cfg.backbone.width)
     rows = missing_rows(index, store)
-    if not len(rows) and read_manifest(directory) is not None:
+    earlier = read_manifest(directory)
+    if not len(rows) and earlier is not None and set(earlier.files) == set(files_of(store)):
         log.info("already done: %s", directory)
         return directory
     runtime, device = resolve(cfg.runtime, cfg.device, traceable=cfg.backbone.architecture != "color_histogram")

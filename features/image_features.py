@@ -33,8 +33,16 @@ class FeatureStore:
         return sorted(path.stem for path in self.directory.glob("*.npy") if not path.name.startswith("."))
 
     def ids(self, part: str) -> np.ndarray:
-        """Return (n,) S16 image_ids of a part."""
-        return np.array((self.directory / f"{part}.ids").read_bytes().split(), dtype="S16")
+        """Return (n,) S16 image_ids of a part.
+
+        Raises:
+            ArtifactError: they are gone, or not those that the part is named by.
+        """
+        path = self.directory / f"{part}.ids"
+        content = path.read_bytes() if path.is_file() else b""
+        if _part_name(content) != part:
+            raise ArtifactError(f"'{path}' is damaged; delete it and '{part}.npy', and run `make image_features`")
+        return np.array(content.split(), dtype="S16")
 
     def stored_ids(self) -> np.ndarray:
         """Return (n,) S16 image_ids that have a feature, ascending."""
@@ -47,14 +55,15 @@ class FeatureStore:
             image_ids: (n,) S16.
             features: (n, width), finite; stored as float16.
         """
-        stored = features.astype(np.float16)
+        with np.errstate(over="ignore"):  # what float16 cannot hold becomes infinite and is refused
+            stored = features.astype(np.float16)
         if stored.shape != (len(image_ids), self.width) or not np.isfinite(stored).all():
             raise ArtifactError(
                 f"features of shape {stored.shape} with {int((~np.isfinite(stored)).sum())} non-finite values; "
                 f"expected ({len(image_ids)}, {self.width}), all finite"
             )
         ids = b"".join(image_id + b"\n" for image_id in image_ids.tolist())
-        part = digest(ids.decode())[:16]
+        part = _part_name(ids)
         atomic_write(self.directory / f"{part}.ids", ids)
         save_array(self.directory / f"{part}.npy", stored)
 
@@ -83,6 +92,22 @@ class FeatureStore:
         return rows
 
 
+def _part_name(ids: bytes) -> str:
+    return digest(ids.decode("latin-1"))[:16]
+
+
+def open_store(paths: Paths, backbone: BackboneConfig, gate: str) -> tuple[FeatureStore, Manifest]:
+    """Open the store of a feature space without reading features.
+
+    Raises:
+        ArtifactError: no store of this feature space.
+    """
+    directory = store_directory(paths, backbone, gate)
+    make = f'make image_features ARGS="backbone={backbone.name}"'
+    manifest = open_artifact(directory, "image_features", make=make)
+    return FeatureStore(directory, backbone.width), manifest
+
+
 def open_features(
     paths: Paths, backbone: BackboneConfig, gate: str, image_ids: Sequence[bytes] | np.ndarray
 ) -> tuple[np.ndarray, Manifest]:
@@ -91,7 +116,5 @@ def open_features(
     Raises:
         ArtifactError: no store of this feature space, or images without a feature.
     """
-    directory = store_directory(paths, backbone, gate)
-    make = f'make image_features ARGS="backbone={backbone.name}"'
-    manifest = open_artifact(directory, "image_features", make=make)
-    return FeatureStore(directory, backbone.width).gather(np.asarray(image_ids)), manifest
+    store, manifest = open_store(paths, backbone, gate)
+    return store.gather(np.asarray(image_ids)), manifest

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from configs.artifacts import Manifest, atomic_write, current_generation, map_array, open_artifact
+from configs.artifacts import ArtifactError, Manifest, atomic_write, current_generation, map_array, open_artifact
 from configs.compose import Paths
 from crawl.records import SPLITS, TRAIN
 from crawl.shards import LOCATION
@@ -27,9 +27,13 @@ class InvertedIndex:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        lines = np.memmap(directory / "image_ids.txt", dtype=_ID_LINE, mode="r")
+        try:
+            lines = np.memmap(directory / "image_ids.txt", dtype=_ID_LINE, mode="r")
+            self.tags: list[str] = (directory / "tags.txt").read_text(encoding="utf-8").splitlines()
+        except (OSError, ValueError) as error:
+            where = f"image_ids.txt or tags.txt of '{directory}'"
+            raise ArtifactError(f"{where} cannot be read ({error}); `make verify` lists what is damaged") from error
         self.image_ids: np.ndarray = lines["image_id"]  # (N,) S16
-        self.tags: list[str] = (directory / "tags.txt").read_text(encoding="utf-8").splitlines()
         self.offsets = map_array(directory / "offsets.npy", "<i8", (len(self.tags) + 1,))
         self.postings = map_array(directory / "postings.npy", "<i4", (int(self.offsets[-1]),))
         self.splits = map_array(directory / "splits.npy", "u1", (len(self.image_ids),))
@@ -72,7 +76,7 @@ class InvertedIndex:
     def image_row(self, image_id: str) -> int | None:
         """Return the row of an image, or None."""
         key = image_id.encode("ascii", "replace")
-        row = int(np.searchsorted(self.image_ids, key))
+        row = bisect_left(self.image_ids, key)  # `np.searchsorted` would copy all ids out of their lines
         return row if len(key) == 16 and row < self.num_images and self.image_ids[row] == key else None
 
     def image_id(self, row: int) -> str:

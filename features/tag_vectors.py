@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
+import http.client
 import pickle
 import re
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +20,11 @@ from configs.compose import Paths
 from features.config import WordsConfig
 
 CARRIED = Path(__file__).parent / "carried"
+WORD2VEC_ERRORS = (ValueError, TypeError, EOFError, IndexError, MemoryError, OverflowError, OSError, zlib.error)
+PICKLE_ERRORS = (
+    *(pickle.UnpicklingError, EOFError, AttributeError, ImportError, IndexError, KeyError, TypeError, ValueError),
+    *(MemoryError, OverflowError, RecursionError),
+)
 PHRASE_RULE = "1"  # version of `vector_of_tag`; part of the word space
 
 
@@ -50,9 +58,18 @@ class CarriedWords:
 
 
 class GensimWords:
-    """A table in gensim's KeyedVectors."""
+    """A table in gensim's KeyedVectors.
+
+    Raises:
+        ArtifactError: words and vectors do not belong together, as in a file that was damaged or made to be odd.
+    """
 
     def __init__(self, vectors: KeyedVectors, table_digest: str) -> None:
+        table, words = getattr(vectors, "vectors", None), getattr(vectors, "key_to_index", None)
+        if not isinstance(table, np.ndarray) or not isinstance(words, dict) or table.ndim != 2:
+            raise ArtifactError("the word vectors were written by gensim before 4.0, or are damaged; save them anew")
+        if table.shape != (len(words), vectors.vector_size) or table.dtype.kind != "f":
+            raise ArtifactError(f"{len(words)} words with vectors {table.dtype} {table.shape}: the file is damaged")
         self._vectors = vectors
         self.dim = int(vectors.vector_size)
         self.digest = table_digest
@@ -65,23 +82,24 @@ class GensimWords:
         return None
 
 
-def _looks_binary(path: Path) -> bool:
+def _looks_binary(beginning: bytes) -> bool:
     """Tell word2vec's binary format from its text format by the bytes after the header line."""
-    if path.suffix == ".gz":
-        return ".bin" in path.suffixes
-    with path.open("rb") as stream:
-        stream.readline()
-        return any(byte < 9 or 13 < byte < 32 for byte in stream.read(2048))
+    return any(byte < 9 or 13 < byte < 32 for byte in beginning.partition(b"\n")[2])
 
 
 def read_word2vec(path: Path) -> GensimWords:
     """Read a word2vec file, text or binary, or a GloVe file, which is text without the header line."""
-    binary = _looks_binary(path)
-    first = b"" if path.suffix == ".gz" else path.open("rb").readline()
-    no_header = bool(first) and not binary and len(first.split()) != 2
     try:
-        vectors = KeyedVectors.load_word2vec_format(str(path), binary=binary, no_header=no_header)
-    except (ValueError, EOFError, UnicodeDecodeError, IndexError) as error:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
+            beginning = stream.read(65_536)
+        if not beginning:
+            raise ValueError("it is empty")
+        binary = _looks_binary(beginning)
+        no_header = not binary and len(beginning.partition(b"\n")[0].split()) != 2
+        vectors = KeyedVectors.load_word2vec_format(
+            str(path), binary=binary, no_header=no_header, unicode_errors="replace"
+        )
+    except WORD2VEC_ERRORS as error:
         raise ArtifactError(f"'{path}' is no word2vec or GloVe file: {error}") from error
     return GensimWords(vectors, file_sha256(path))
 
@@ -110,13 +128,13 @@ def read_keyed_vectors(path: Path) -> GensimWords:
     try:
         with path.open("rb") as stream:
             vectors = _KeyedVectorsUnpickler(stream).load()
-    except (pickle.UnpicklingError, EOFError, AttributeError, ImportError, IndexError, ValueError) as error:
+    except PICKLE_ERRORS as error:
         raise ArtifactError(f"'{path}' was not written by KeyedVectors.save: {error}") from error
     if not isinstance(vectors, KeyedVectors):
         raise ArtifactError(f"'{path}' holds a {type(vectors).__name__}, expected KeyedVectors")
     beside = path.with_name(path.name + ".vectors.npy")
     if "vectors" in getattr(vectors, "__numpys", ()):
-        vectors.vectors = map_array(beside, "<f4", (len(vectors.key_to_index), None))
+        vectors.vectors = map_array(beside, "<f4", (None, None))
     table = [file_sha256(each) for each in (path, beside) if each.is_file()]
     return GensimWords(vectors, digest(table))
 
@@ -129,7 +147,7 @@ def download_words(model: str) -> GensimWords:
     """
     try:
         path = Path(gensim.downloader.load(model, return_path=True))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         raise ArtifactError(
             f"gensim's downloader gave no '{model}' ({error}). Take a name of `python -m gensim.downloader --info`, "
             "or place a word2vec or GloVe file by hand and say words=word2vec words.path=<file>."

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from crawl.tags import normalise_tag
 
 MAX_PHRASE_WORDS = 5
-_TOKEN = re.compile(r'"((?:[^"]|"")*)"?|([^\s",]+)')
+_TOKEN = re.compile(r'"((?:[^"]|"")*)"?|([^\s",]+)|,')
 
 
 @dataclass(frozen=True)
@@ -23,20 +23,20 @@ class Query:
 def parse(text: str, is_tag: Callable[[str], bool]) -> Query:
     """Split a query into tags; never raises.
 
-    Blanks and commas stand between tags. Words without quotes are joined to the longest tag they spell from left to
-    right, so `traffic light dog` finds *traffic light* and *dog* where both are tags. In quotes a quotation mark is
-    written twice; one that is not closed ends with the text.
+    Blanks and commas stand between tags. Words with nothing but blanks between them are joined to the longest tag
+    they spell from left to right, so `traffic light dog` finds *traffic light* and *dog* where both are tags; a comma
+    keeps words apart. In quotes a quotation mark is written twice; one that is not closed ends with the text.
     """
     words: list[str] = []
     bare: list[str] = []
     for match in _TOKEN.finditer(text):
         phrase, word = match.groups()
-        if phrase is None:
+        if word is not None:
             bare += normalise_tag(word).split()
         else:
             words += _longest_tags(bare, is_tag)
             bare = []
-            words.append(normalise_tag(phrase.replace('""', '"')))
+            words.append(normalise_tag((phrase or "").replace('""', '"')))
     words += _longest_tags(bare, is_tag)
     distinct = tuple(dict.fromkeys(word for word in words if word))
     return Query(distinct, tuple(word for word in distinct if not is_tag(word)))
@@ -56,13 +56,19 @@ def _longest_tags(bare: list[str], is_tag: Callable[[str], bool]) -> list[str]:
 def query_for(tags: Iterable[str]) -> str:
     """Write tags as one query, the inverse of `parse`: a tag that holds a blank, comma or quote stands in quotes.
 
-    A quote inside is written twice, as in CSV: `5" disk` becomes `"5"" disk"`.
+    A quote inside is written twice, as in CSV: `5" disk` becomes `"5"" disk"`. A comma stands between two tags
+    without quotes, which might together spell a third one.
     """
-    return " ".join(_quoted(tag) if set(tag) & set(' ,"') else tag for tag in tags)
+    text, quoted = "", True
+    for tag in tags:
+        between = "" if not text else " " if quoted or _needs_quotes(tag) else ", "
+        quoted = _needs_quotes(tag)
+        text += between + ('"' + tag.replace('"', '""') + '"' if quoted else tag)
+    return text
 
 
-def _quoted(tag: str) -> str:
-    return '"' + tag.replace('"', '""') + '"'
+def _needs_quotes(tag: str) -> bool:
+    return bool(set(tag) & set(' ,"'))
 
 
 def start_of_last_tag(text: str) -> int:

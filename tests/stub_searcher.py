@@ -58,8 +58,8 @@ def tags_of(row: int) -> tuple[str, ...]:
 
 
 def parse(text: str) -> list[str]:
-    """Split a query into tags: blanks between them, phrases in quotes, a doubled quote inside one."""
-    found = re.findall(r'"((?:[^"]|"")*)"?|(\S+)', text)
+    """Split a query into tags: blanks and commas between them, phrases in quotes, a doubled quote inside one."""
+    found = re.findall(r'"((?:[^"]|"")*)"?|([^\s,]+)', text)
     return list(
         dict.fromkeys(tag for quoted, plain in found if (tag := (quoted.replace('""', '"') or plain).casefold()))
     )

@@ -11,12 +11,12 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-import crawl.collect
+import crawl.collect  # noqa: F401
 import features.build_index
 import features.embed_tags
-import features.extract
+import features.extract  # noqa: F401
 import serve.__main__
-import serve.publish
+import serve.publish  # noqa: F401
 import train.evaluate
 import train.fit  # noqa: F401 - importing a stage registers its schema
 from configs.artifacts import ArtifactError
@@ -184,7 +184,7 @@ def test_an_empty_tag_separator_is_refused(source):
 
 
 def test_several_problems_of_a_training_are_told_at_once():
-    with pytest.raises(ConfigError, match="optimizer.*margin.*max_epochs"):
+    with pytest.raises(ConfigError, match=r"optimizer.*margin.*max_epochs"):
         composed("train", "optimizer=lbfgs", "margin=-1", "max_epochs=0")
 
 
@@ -236,7 +236,7 @@ def test_a_stage_that_cannot_go_on_says_so_in_one_line(error, monkeypatch):
 
     monkeypatch.setattr(sys, "argv", ["index"])
     level = logging.getLogger().level
-    with pytest.raises(SystemExit, match="error: .*no index"):
+    with pytest.raises(SystemExit, match=r"error: .*no index"):
         run_stage(stage, IndexConfig, "index")
     logging.captureWarnings(False)
     logging.getLogger().setLevel(level)

@@ -96,7 +96,7 @@ def test_unknown_word_is_named_and_each_offer_replaces_only_that_word(client):
     page = page_of(client, "/?q=animal+dgo", 404)
     links = [a["href"] for a in page.all("a", class_="chip")]
     assert "No picture is tagged dgo" in page.text
-    assert links[:3] == ["/?q=animal+dog", "/?q=animal+%22traffic+light%22", "/?q=animal"]
+    assert links[:3] == ["/?q=animal,+dog", "/?q=animal+%22traffic+light%22", "/?q=animal"]
     assert "animal 0.71" in page.text
 
 
@@ -180,7 +180,7 @@ def test_link_of_a_tag_searches_for_that_tag(client, tag):
 
 @pytest.mark.parametrize(
     ("tags", "text"),
-    [(["dog", "beach"], "dog beach"), (["traffic light", "dog"], '"traffic light" dog'), ([QUOTED], '"say ""hi"""')],
+    [(["dog", "beach"], "dog, beach"), (["traffic light", "dog"], '"traffic light" dog'), ([QUOTED], '"say ""hi"""')],
 )
 def test_tags_are_written_as_the_grammar_reads_them(tags, text):
     assert query_for(tags) == text
@@ -202,8 +202,8 @@ def test_completion_replaces_only_the_last_tag(typed, whole):
 
 def test_replacement_keeps_the_other_words_and_writes_none_twice():
     answer = Answer("dgo old caat", (TagCount("old", 1),), (Near("dgo", (), ()), Near("caat", (), ())), 0, 0, ())
-    assert replaced(answer, "caat", "cat") == "dgo old cat"
-    assert replaced(answer, "caat", "old") == "dgo old"
+    assert replaced(answer, "caat", "cat") == "dgo, old, cat"
+    assert replaced(answer, "caat", "old") == "dgo, old"
 
 
 def test_picture_is_sent_once_and_then_known_by_its_etag(client):

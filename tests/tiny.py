@@ -18,9 +18,7 @@ from features.config import BackboneConfig, ImageFeaturesConfig
 
 FOLDERS = ("animal/dog", "animal/cat", "plant/rose", "food/apple")
 NUM_PICTURES = 40
-HISTOGRAM = BackboneConfig(
-    name="color_histogram", architecture="color_histogram", width=99, resize_px=32, crop_px=32
-)
+HISTOGRAM = BackboneConfig(name="color_histogram", architecture="color_histogram", width=99, resize_px=32, crop_px=32)
 
 
 def picture(seed: int, size: tuple[int, int] = (48, 40)) -> bytes:
@@ -48,9 +46,7 @@ def crawl_config(data: Path, source: Path, **values: object) -> CrawlConfig:
 
 
 def histogram_config(data: Path, **values: object) -> ImageFeaturesConfig:
-    return ImageFeaturesConfig(
-        paths=Paths(data=str(data)), backbone=HISTOGRAM, runtime="torch", device="cpu", **values
-    )
+    return ImageFeaturesConfig(paths=Paths(data=str(data)), backbone=HISTOGRAM, runtime="torch", device="cpu", **values)
 
 
 class QuickGate:

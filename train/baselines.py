@@ -11,6 +11,7 @@ import numpy as np
 
 from train.ranking import Scorer
 
+CHUNK = 16384  # rows of features in float32 at once
 RIDGE_STRENGTHS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # times the mean eigenvalue of the covariance
 
 
@@ -23,18 +24,25 @@ def unit_rows(rows: np.ndarray) -> np.ndarray:
 class Standardiser:
     """Mean and spread of each column over the train images, without which class means all point the same way."""
 
-    def __init__(self, features: np.ndarray, train_rows: np.ndarray, chunk: int = 16384) -> None:
+    def __init__(self, features: np.ndarray, train_rows: np.ndarray, chunk: int = CHUNK) -> None:
         total, squares = np.zeros(features.shape[1]), np.zeros(features.shape[1])
         for start in range(0, len(train_rows), chunk):
             rows = features[train_rows[start : start + chunk]].astype(np.float64)
             total += rows.sum(axis=0)
             squares += np.square(rows).sum(axis=0)
-        self.mean = total / len(train_rows)
-        self.spread = np.sqrt(np.maximum(squares / len(train_rows) - self.mean**2, 1e-12))
+        mean = total / len(train_rows)
+        self.mean = mean.astype(np.float32)
+        self.spread = np.sqrt(np.maximum(squares / len(train_rows) - mean**2, 1e-12)).astype(np.float32)
 
     def __call__(self, rows: np.ndarray) -> np.ndarray:
         """Return rows (n, W) in standard units, float32."""
-        return np.asarray((rows - self.mean) / self.spread, dtype=np.float32)
+        return np.asarray((rows.astype(np.float32) - self.mean) / self.spread)
+
+
+def _sum(rows: np.ndarray, scaled: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """Return the sum (W,) float64 of `scaled(rows)` by chunks; a head tag has half a million rows."""
+    parts = (scaled(rows[at : at + CHUNK]).sum(axis=0, dtype=np.float64) for at in range(0, len(rows), CHUNK))
+    return np.asarray(sum(parts))
 
 
 def class_mean(
@@ -55,8 +63,8 @@ def class_mean(
         train_lists: for each of E tags the rows of its train images.
         gallery: (C,) rows to score.
     """
-    means = np.stack([unit_rows(standard(features[rows])).mean(axis=0) for rows in train_lists])
-    return Scorer(name, unit_rows(means), unit_rows(standard(features[gallery])))
+    sums = np.stack([_sum(rows, lambda part: unit_rows(standard(features[part]))) for rows in train_lists])
+    return Scorer(name, unit_rows(sums), unit_rows(standard(features[gallery])))
 
 
 class Ridge:
@@ -65,9 +73,9 @@ class Ridge:
     Hoerl and Kennard, Technometrics 1970. The intercept moves no ranking within a tag and is left out.
     """
 
-    def __init__(self, features: np.ndarray, train_rows: np.ndarray, chunk: int = 16384) -> None:
+    def __init__(self, features: np.ndarray, train_rows: np.ndarray, chunk: int = CHUNK) -> None:
         self._features = features
-        self._mean = Standardiser(features, train_rows, chunk).mean.astype(np.float32)
+        self._mean = Standardiser(features, train_rows, chunk).mean
         gram = np.zeros((features.shape[1],) * 2, dtype=np.float64)
         for start in range(0, len(train_rows), chunk):
             rows = self._centred(train_rows[start : start + chunk])
@@ -87,7 +95,7 @@ class Ridge:
             gallery: (C,) rows to score.
             strengths: of the penalty, in units of the mean eigenvalue.
         """
-        sums = np.stack([self._centred(rows).sum(axis=0) for rows in train_lists]) @ self._basis  # (E, W)
+        sums = np.stack([_sum(rows, self._centred) for rows in train_lists]) @ self._basis  # (E, W)
         images = (self._centred(gallery) @ self._basis).astype(np.float32)
         scale = float(self._eigenvalues.mean())
         return {

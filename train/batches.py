@@ -34,6 +34,11 @@ def is_withheld(tag: str, share: float) -> bool:
     return int.from_bytes(hashlib.sha256(f"withhold:{tag}".encode()).digest()[:8], "big") < share * 2**64
 
 
+def epoch_seed(seed: int, epoch: int, stream: str) -> int:
+    """Return 32 bits for one use of an epoch; torch's generator on the CPU looks at no more of its seed."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:{epoch}:{stream}".encode()).digest()[:4], "big")
+
+
 def training_pairs(index: InvertedIndex, known: np.ndarray, withhold: float) -> tuple[np.ndarray, np.ndarray]:
     """Return the tag rows and image rows (P,) of all train pairs whose tag has a vector and is not withheld."""
     usable = known & ~np.array([is_withheld(tag, withhold) for tag in index.tags], dtype=bool)
@@ -79,7 +84,7 @@ class PairBatches:
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield the batches of the epoch that `epoch` tells."""
-        generator = torch.Generator().manual_seed((self._seed << 32) + self._epoch())
+        generator = torch.Generator().manual_seed(epoch_seed(self._seed, self._epoch(), "order"))
         order = torch.randperm(len(self._tag_rows), generator=generator).to(self._tag_rows.device)
         for step in range(len(self)):
             yield self.batch(order[step * self._batch_size : (step + 1) * self._batch_size])

@@ -30,15 +30,15 @@ class TrainConfig:
     hidden_dim: int = 1024  # width of the layer between
     activation: str = "relu"  # between the two layers: relu, none
     scaling: str = "standardise"  # of image features: by mean and spread of the train split, or none
-    feature_dropout: float = 0.5  # share of image features dropped at the tower's entry
-    hidden_dropout: float = 0.2  # share of hidden units dropped, both towers
+    feature_dropout: float = 0.3  # share of image features dropped at the tower's entry
+    hidden_dropout: float = 0.0  # share of hidden units dropped, both towers
 
     optimizer: str = "adamw"  # adamw, sgd
     learning_rate: float = 1e-3  # of the optimizer, constant
     weight_decay: float = 0.05  # of the optimizer, 0 or more
     momentum: float = 0.0  # of sgd
     batch_size: int = 512  # pairs a step
-    max_epochs: int = 60  # passes over the pairs, where patience does not end it before
+    max_epochs: int = 40  # passes over the pairs, where patience does not end it before
     patience: int = 6  # epochs without a better val_map before training stops; 0 never stops early
     withhold_tags: float = 0.0  # share of tags kept out of training, by hash, to judge unseen tags
     val_tags: int = 2000  # at most so many tags judge an epoch
@@ -57,6 +57,7 @@ class TrainConfig:
             if getattr(self, name) not in allowed
         ]
         ranges = {
+            "seed": (0 <= self.seed < 2**32, "in [0, 4294967296)"),
             "margin": (0.0 < self.margin < 2.0, "in (0, 2)"),
             "learning_rate": (self.learning_rate > 0, "above 0"),
             "weight_decay": (self.weight_decay >= 0, "0 or more"),

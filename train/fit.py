@@ -11,6 +11,7 @@ import io
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from omegaconf import OmegaConf
-from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.trainer.states import TrainerStatus
 
@@ -36,13 +36,13 @@ from configs.artifacts import (
 from configs.compose import Paths, register, resolved, run_stage
 from crawl.records import TRAIN, VAL
 from features.config import BackboneConfig
-from features.image_features import open_features
+from features.image_features import FeatureStore, open_store
 from features.inverted_index import InvertedIndex, open_index
 from features.tag_vectors import TagVectors, open_tag_vectors
 from train.batches import PairBatches, is_withheld, training_pairs
 from train.config import TrainConfig
 from train.galleries import Question, gallery_question, mean_average_precision
-from train.module import AtomicCheckpoints, TwoTowerModule
+from train.module import AtomicCheckpoints, MovableCheckpoint, Patience, TwoTowerModule
 from train.objectives import open_objective
 from train.ranking import Scorer
 from train.towers import TwoTowers, embed, save_towers
@@ -56,24 +56,30 @@ class Inputs:
 
     index: InvertedIndex
     vectors: TagVectors
-    features: np.ndarray  # (N, W) float16, row r is image row r
+    store: FeatureStore
     spaces: dict[str, str]  # feature space, word space, tag rules
     content: dict[str, str]  # content_ids, provenance only
+
+    @cached_property
+    def features(self) -> np.ndarray:
+        """Return (N, W) float16, row r is image row r; read when first asked for, because it is gigabytes."""
+        return self.store.gather(np.asarray(self.index.image_ids))
 
 
 def open_inputs(paths: Paths, backbone: BackboneConfig) -> Inputs:
     """Open index, tag vectors and image features.
 
     Raises:
-        ArtifactError: one is missing, unfinished, or made for another than the others.
+        ArtifactError: one is missing, unfinished, or made for another than the others. Images without a feature
+            are found out when the features are read.
     """
     index, index_manifest = open_index(paths)
     vectors, words = open_tag_vectors(paths, index_manifest.content_id)
-    features, store = open_features(paths, backbone, index_manifest.must_match["gate"], index.image_ids)
+    store, features = open_store(paths, backbone, index_manifest.must_match["gate"])
     require_match(words.must_match, index_manifest.must_match, "the tag vectors", "the index")
-    spaces = {**words.must_match, **store.must_match}
+    spaces = {**words.must_match, **features.must_match}
     content = {"index": index_manifest.content_id, "tag_vectors": words.content_id}
-    return Inputs(index, vectors, features, spaces, content)
+    return Inputs(index, vectors, store, spaces, content)
 
 
 def open_run_dir(cfg: TrainConfig, recipe: str) -> tuple[Path, Manifest | None]:
@@ -128,8 +134,8 @@ def judge_on(question: Question, inputs: Inputs) -> Callable[[TwoTowers], float]
     return judge
 
 
-def new_towers(inputs: Inputs, cfg: TrainConfig) -> TwoTowers:
-    """Build towers with the weights of the seed, scaled to the train split."""
+def new_towers(inputs: Inputs, tag_rows: np.ndarray, cfg: TrainConfig) -> TwoTowers:
+    """Build towers with the weights of the seed, scaled to the images of the train split and the tags trained on."""
     torch.manual_seed(cfg.seed)
     towers = TwoTowers(
         tag_dim=inputs.vectors.vectors.shape[1],
@@ -144,7 +150,7 @@ def new_towers(inputs: Inputs, cfg: TrainConfig) -> TwoTowers:
         train_rows = np.flatnonzero(inputs.index.splits == TRAIN)
         sample = np.sort(np.random.default_rng(cfg.seed).permutation(train_rows)[:50_000])
         towers.image.scale_by(torch.from_numpy(inputs.features[sample]))
-        towers.tag.scale_by(torch.from_numpy(inputs.vectors.vectors[inputs.vectors.known]))
+        towers.tag.scale_by(torch.from_numpy(inputs.vectors.vectors[tag_rows]))
     return towers
 
 
@@ -155,21 +161,23 @@ def resolve_device(device: str) -> str:
     return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
 
 
-def new_trainer(run_dir: Path, device: str, cfg: TrainConfig, resumed: bool) -> pl.Trainer:
-    """Build the trainer: one device, two checkpoints (best and last), early stop, two logs."""
-    checkpoints = ModelCheckpoint(
-        dirpath=run_dir / "checkpoints",
-        filename="best",
-        monitor="val_map",
-        mode="max",
-        save_last=True,
-        enable_version_counter=False,
-        save_on_train_epoch_end=True,
-    )
-    callbacks: list[Any] = [checkpoints]
+def new_trainer(run_dir: Path, device: str, cfg: TrainConfig) -> pl.Trainer:
+    """Build the trainer: one device, two checkpoints (best and last), early stop, two logs a start."""
+    saving: dict[str, Any] = {
+        "dirpath": run_dir / "checkpoints",
+        "mode": "max",
+        "enable_version_counter": False,
+        "save_on_train_epoch_end": True,
+    }
+    # Two of them, because Lightning's `save_last` skips epochs that are not the best. The last one saved holds the
+    # state of both.
+    callbacks: list[Any] = [
+        MovableCheckpoint(filename="best", monitor="val_map", **saving),
+        MovableCheckpoint(filename="last", **saving),
+    ]
     if cfg.patience:
-        callbacks.append(EarlyStopping("val_map", mode="max", patience=cfg.patience, check_on_train_epoch_end=True))
-    version = f"part-{len(list((run_dir / 'logs').glob('part-*'))) + 1}" if resumed else "part-1"
+        callbacks.append(Patience("val_map", mode="max", patience=cfg.patience, check_on_train_epoch_end=True))
+    version = f"part-{len(list((run_dir / 'logs').glob('part-*'))) + 1}"
     return pl.Trainer(
         accelerator="gpu" if device == "cuda" else "cpu",
         devices=1,
@@ -203,15 +211,15 @@ def train_towers(inputs: Inputs, cfg: TrainConfig, run_dir: Path) -> TwoTowerMod
     device = resolve_device(cfg.device)
     objective = open_objective(cfg)
     question = validation(inputs.index, inputs, cfg)
+    pairs = training_pairs(inputs.index, np.asarray(inputs.vectors.known), cfg.withhold_tags)
     module = TwoTowerModule(
-        new_towers(inputs, cfg),
+        new_towers(inputs, np.unique(pairs[0]), cfg),
         objective,
         torch.from_numpy(np.array(inputs.vectors.vectors)),
         torch.from_numpy(inputs.features),
         judge_on(question, inputs),
         cfg,
     )
-    pairs = training_pairs(inputs.index, np.asarray(inputs.vectors.known), cfg.withhold_tags)
     batches = PairBatches(
         inputs.index,
         pairs,
@@ -222,7 +230,7 @@ def train_towers(inputs: Inputs, cfg: TrainConfig, run_dir: Path) -> TwoTowerMod
         objective.fixed_wrong,
     )
     last = run_dir / "checkpoints" / "last.ckpt"
-    trainer = new_trainer(run_dir, device, cfg, resumed=last.is_file())
+    trainer = new_trainer(run_dir, device, cfg)
     log.info(
         "training run=%s seed=%d on %d pairs of %d images, %d val tags, on %s%s",
         cfg.run, cfg.seed, len(pairs[0]), len(inputs.features), len(question.tag_rows), device,

@@ -5,7 +5,7 @@ Q queries (tags), C candidates (images).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,7 +65,8 @@ def gallery_question(
     tag_rows = tag_rows[known[tag_rows]]
     found = [position[index.posting_list(row)] for row in tag_rows]
     relevant = [at[at >= 0] for at in found]
-    enough = np.array([len(at) >= MIN_RELEVANT for at in relevant], dtype=bool)
+    # Where every image is relevant, any order is right.
+    enough = np.array([MIN_RELEVANT <= len(at) < len(images) for at in relevant], dtype=bool)
     whole = Question(name, tag_rows, images, relevant)
     return whole.only(enough, name)
 
@@ -75,8 +76,10 @@ def within_tag_question(index: InvertedIndex, split: int, known: np.ndarray) -> 
     gallery = np.flatnonzero(index.splits == split)
     planted = index.planted(split)
     tag_rows, lists, relevant = [], [], []
-    for tag_row in eligible_tags(index, split):
-        wrong = planted[planted[:, 0] == tag_row, 1]
+    eligible = eligible_tags(index, split)
+    first, last = (np.searchsorted(planted[:, 0], eligible, side=side) for side in ("left", "right"))
+    for tag_row, start, end in zip(eligible, first, last, strict=True):
+        wrong = planted[start:end, 1]
         own = index.posting_list(tag_row)
         right = own[index.splits[own] == split]
         if known[tag_row] and len(wrong):
@@ -106,12 +109,15 @@ def label_question(
     gallery = np.flatnonzero(index.splits == split)
     tag_rows, lists, relevant = [], [], []
     all_labels = set().union(*labels.values()) if labels else set()
+    learnt = index.split_frequency(TRAIN) >= 1
     for tag_row, tag in enumerate(index.tags):
         wanted = ({tag} | plurals.get(tag, set())) & all_labels
+        if not (wanted and known[tag_row] and learnt[tag_row]):
+            continue
         own = index.posting_list(tag_row)
         rows = own[index.splits[own] == split]
         right = np.array([bool(wanted & labels.get(int(row), set())) for row in rows], dtype=bool)
-        if known[tag_row] and wanted and right.sum() >= MIN_RELEVANT and (~right).sum() >= 1:
+        if right.sum() >= MIN_RELEVANT and (~right).sum() >= 1:
             tag_rows.append(tag_row)
             lists.append(np.searchsorted(gallery, rows))
             relevant.append(np.flatnonzero(right))
@@ -143,6 +149,14 @@ def qrels_of(question: Question, index: InvertedIndex, judged_wrong: bool = Fals
     return qrels
 
 
+def scores_of(question: Question, scorer: Scorer) -> Iterator[np.ndarray]:
+    """Yield the scores of every query's candidates in turn."""
+    if question.lists is None:
+        yield from scorer.each()
+    else:
+        yield from (scorer.scores(query, rows) for query, rows in enumerate(question.lists))
+
+
 def answer(question: Question, scorer: Scorer, index: InvertedIndex, cutoffs: Sequence[int], depth: int) -> Answer:
     """Rank the candidates of every query and judge the rankings.
 
@@ -155,9 +169,8 @@ def answer(question: Question, scorer: Scorer, index: InvertedIndex, cutoffs: Se
     """
     exact: dict[str, list[float]] = {"map": [], "median_rank": [], "auc": []}
     run = {}
-    for query, tag_row in enumerate(question.tag_rows):
+    for query, (tag_row, scores) in enumerate(zip(question.tag_rows, scores_of(question, scorer), strict=True)):
         positions = question.candidates(query)
-        scores = scorer.scores(query, None if question.lists is None else positions)
         ranks = ranks_of(scores, question.relevant[query])
         exact["map"].append(average_precision(ranks))
         exact["median_rank"].append(float(np.median(ranks)))
@@ -173,18 +186,17 @@ def answer(question: Question, scorer: Scorer, index: InvertedIndex, cutoffs: Se
 
 def random_answer(question: Question, cutoffs: Sequence[int]) -> dict[str, np.ndarray]:
     """Return metric -> (Q,) expected values of a random order."""
-    rows = [
-        random_order(len(question.relevant[query]), question.num_candidates(query), cutoffs)
-        for query in range(len(question.tag_rows))
-    ]
+    sizes = [(len(rows), question.num_candidates(query)) for query, rows in enumerate(question.relevant)]
+    expected = {size: random_order(*size, cutoffs) for size in set(sizes)}
+    rows = [expected[size] for size in sizes]
     return {name: np.array([row[name] for row in rows]) for name in (rows[0] if rows else {})}
 
 
 def mean_average_precision(question: Question, scorer: Scorer) -> float:
     """Return mAP over the whole ranking, the figure that chooses checkpoints and ridge strengths on val."""
     found = [
-        average_precision(ranks_of(scorer.scores(query), question.relevant[query]))
-        for query in range(len(question.tag_rows))
+        average_precision(ranks_of(scores, relevant))
+        for scores, relevant in zip(scores_of(question, scorer), question.relevant, strict=True)
     ]
     return float(np.mean(found))
 

@@ -13,7 +13,6 @@ import ir_measures
 import numpy as np
 from ir_measures import AP, RR, P, R, Success, nDCG
 from scipy import stats
-from scipy.special import gammaln
 
 # Our names, and trec_eval's measures. AP@k divides by R; recall@k is the literature's mAR@k; hit_rate@k its R@K.
 LIBRARY = {"map": AP, "precision": P, "recall": R, "hit_rate": Success, "ndcg": nDCG}
@@ -72,8 +71,8 @@ def random_order(num_relevant: int, num_candidates: int, cutoffs: Sequence[int])
     rank = np.arange(1, c + 1)
     precision_at_hit = (1 + (rank - 1) * (r - 1) / max(c - 1, 1)) / rank
     terms = precision_at_hit * (r / c)  # a rank holds a relevant image with chance R/C
-    none_before = np.exp(_log_choose(c - rank + 1, r) - _log_choose(np.array([c]), r))
-    none_within = np.exp(_log_choose(c - rank, r) - _log_choose(np.array([c]), r))
+    none_within = np.cumprod(1 - np.minimum(r / (c - rank + 1), 1))  # chance of no relevant image up to a rank
+    none_before = np.concatenate([[1.0], none_within[:-1]])
     gains = 1 / np.log2(rank + 1)
     values = {
         "map": float(terms.sum() / r),
@@ -89,13 +88,6 @@ def random_order(num_relevant: int, num_candidates: int, cutoffs: Sequence[int])
         values[f"hit_rate@{k}"] = float(1 - none_within[cut - 1])
         values[f"ndcg@{k}"] = float(gains[:cut].sum() * (r / c) / gains[: min(k, r)].sum())
     return values
-
-
-def _log_choose(n: np.ndarray, k: int) -> np.ndarray:
-    """Logarithm of n over k, -inf where k > n."""
-    possible = n >= k
-    safe = np.where(possible, n, k)
-    return np.where(possible, gammaln(safe + 1) - gammaln(k + 1) - gammaln(safe - k + 1), -np.inf)
 
 
 def interval(values: np.ndarray, resamples: int, seed: int = 0) -> Interval:

@@ -12,11 +12,12 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from pytorch_lightning.plugins.io import CheckpointIO
 from torch import Tensor
 
 from configs.artifacts import ArtifactError, atomic_write
-from train.batches import Batch
+from train.batches import Batch, epoch_seed
 from train.config import TrainConfig
 from train.objectives import Objective
 from train.towers import TwoTowers
@@ -25,6 +26,7 @@ log = logging.getLogger(__name__)
 logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # what it has is said once, by us
 # Lightning 2.6.6 asks torch 2.15 for a class of trees that torch calls deprecated.
 warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
+warnings.filterwarnings("ignore", message=r"Checkpoint directory .* exists and is not empty")  # that is a resume
 CHECK_EVERY = 50  # steps between looks for NaN on the host, which wait for the device
 
 
@@ -56,12 +58,31 @@ class AtomicCheckpoints(CheckpointIO):
         try:
             checkpoint: dict[str, Any] = torch.load(path, map_location=map_location or "cpu", weights_only=True)
         except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-            raise ArtifactError(f"'{path}' is no checkpoint of ours: {str(error).splitlines()[0]}") from error
+            raise ArtifactError(
+                f"'{path}' is no checkpoint of ours: {str(error).splitlines()[0]} "
+                f"Delete '{Path(path).parent}' and run the same command again: it trains anew."
+            ) from error
         return checkpoint
 
     def remove_checkpoint(self, path: Any) -> None:
         """Remove a checkpoint that a better one replaced."""
         Path(path).unlink(missing_ok=True)
+
+
+class MovableCheckpoint(ModelCheckpoint):
+    """Lightning's choice of checkpoints, also where the run's directory was moved while it was unfinished."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the best score; Lightning would forget it for another absolute path, and then keep a worse epoch."""
+        super().load_state_dict({**state_dict, "dirpath": self.dirpath})
+
+
+class Patience(EarlyStopping):
+    """Lightning's early stop, also for a run that was killed after its last epoch but before its seal."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Add no epoch to a run that had stopped."""
+        trainer.should_stop = self.wait_count >= self.patience
 
 
 class TwoTowerModule(pl.LightningModule):
@@ -92,7 +113,7 @@ class TwoTowerModule(pl.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         """Seed the epoch by its number, so that dropout after a resume is that of an unbroken run."""
-        torch.manual_seed((self._cfg.seed << 32) + self.current_epoch)
+        torch.manual_seed(epoch_seed(self._cfg.seed, self.current_epoch, "dropout"))
         self._first_bad = torch.full((), -1, dtype=torch.int64, device=self.device)
         self._loss_sum = torch.zeros((), device=self.device)
 
@@ -119,19 +140,28 @@ class TwoTowerModule(pl.LightningModule):
     def _stop_if_diverged(self) -> None:
         step = -1 if self._first_bad is None else int(self._first_bad)
         if step >= 0:
-            raise TrainingDiverged(
-                f"the loss is not finite at epoch {self.current_epoch}, batch {step}. The checkpoints of epoch "
-                f"{self.current_epoch - 1} are kept. Lower learning_rate={self._cfg.learning_rate}, under another run=."
-            )
+            raise self._diverged("the loss is", step)
+
+    def _diverged(self, what: str, step: int) -> TrainingDiverged:
+        epoch = self.current_epoch
+        kept = f"The checkpoints of epoch {epoch - 1} are kept" if epoch else "There is no checkpoint yet"
+        return TrainingDiverged(
+            f"{what} not finite at epoch {epoch}, batch {step}. {kept}. "
+            f"Lower learning_rate={self._cfg.learning_rate}, under another run=."
+        )
 
     def on_train_epoch_end(self) -> None:
         """Judge the towers on the validation split and write the epoch down."""
         self._stop_if_diverged()
+        steps = int(self.trainer.num_training_batches)
         self.towers.eval()
-        val_map = self._judge(self.towers)
+        try:
+            judged = self._judge(self.towers)
+        except ValueError as error:  # the last step broke the weights, and no later batch shows it
+            raise self._diverged("scores are", steps - 1) from error
         self.towers.train()
-        steps = self.trainer.num_training_batches
-        loss = float(self._loss_sum if self._loss_sum is not None else torch.nan) / max(int(steps), 1)
+        val_map = float(torch.tensor(judged, dtype=torch.float32))  # as Lightning compares it, so that both name one best
+        loss = float(self._loss_sum if self._loss_sum is not None else torch.nan) / max(steps, 1)
         self.history.append({"epoch": self.current_epoch, "train_loss": loss, "val_map": val_map})
         self.log_dict({"train_loss": loss, "val_map": val_map})
         log.info("epoch %d: train_loss %.4f, val_map %.4f", self.current_epoch, loss, val_map)

@@ -5,9 +5,12 @@ Q queries, C candidates, D dimension of a scorer's space.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+
+BLOCK_ENTRIES = 2**24  # scores held at once: 64 MiB in float32
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,18 @@ class Scorer:
             ValueError: a score is not finite, which would sort to an arbitrary place.
         """
         candidates = self.candidates if rows is None else self.candidates[rows]
-        scores: np.ndarray = candidates @ self.queries[query]
+        return self._finite(candidates @ self.queries[query])
+
+    def each(self, entries: int = BLOCK_ENTRIES) -> Iterator[np.ndarray]:
+        """Yield the scores of every query in turn for all candidates, computed by blocks of `entries` scores.
+
+        A product of matrices reads the candidates once a block, where a query at a time would read them every time.
+        """
+        size = max(1, entries // max(1, len(self.candidates)))
+        for start in range(0, len(self.queries), size):
+            yield from self._finite(self.queries[start : start + size] @ self.candidates.T)
+
+    def _finite(self, scores: np.ndarray) -> np.ndarray:
         if not np.isfinite(scores).all():
             raise ValueError(f"{self.name}: {int((~np.isfinite(scores)).sum())} of {scores.size} scores are not finite")
         return scores
@@ -36,7 +50,7 @@ class Scorer:
 
 def top_k(scores: np.ndarray, k: int) -> np.ndarray:
     """Return the rows (min(k, C),) int64 of the best candidates, best first, ties by ascending row."""
-    if k < len(scores):
+    if 0 < k < len(scores):
         least = np.partition(scores, len(scores) - k)[len(scores) - k]
         rows = np.flatnonzero(scores >= least)  # ascending, with every candidate tied at the cut
     else:
@@ -70,8 +84,8 @@ def strictly_falling(scores: np.ndarray) -> np.ndarray:
     Args:
         scores: (n,) best first, not rising.
     """
-    falling = scores.astype(np.float32)
-    for at in range(1, len(falling)):
-        if falling[at] >= falling[at - 1]:
-            falling[at] = np.nextafter(falling[at - 1], np.float32(-np.inf))
-    return falling
+    bits = scores.astype(np.float32).view(np.int32).astype(np.int64)
+    steps = np.where(bits < 0, -(bits & 0x7FFFFFFF), bits)  # neighbouring floats are neighbouring numbers
+    places = np.arange(len(steps))
+    falling = np.minimum.accumulate(steps + places) - places
+    return np.where(falling < 0, -falling - 2**31, falling).astype(np.int32).view(np.float32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
@@ -79,9 +80,10 @@ class TwoTowers(nn.Module):
 
 
 def save_towers(towers: TwoTowers, path: Path) -> None:
-    """Write weights and shape as one safetensors file."""
+    """Write weights and shape as one safetensors file; equal towers are equal bytes."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in towers.state_dict().items()}
-    atomic_write(path, save(state, metadata={name: str(value) for name, value in towers.shape.items()}))
+    # One entry, because safetensors writes several in an order of chance.
+    atomic_write(path, save(state, metadata={"shape": json.dumps(towers.shape, sort_keys=True)}))
 
 
 def load_towers(path: Path, device: str = "cpu") -> TwoTowers:
@@ -92,10 +94,9 @@ def load_towers(path: Path, device: str = "cpu") -> TwoTowers:
     """
     try:
         with safe_open(path, framework="pt", device=device) as stored:
-            shape = dict(stored.metadata() or {})
+            shape = json.loads((stored.metadata() or {})["shape"])
             state = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - no mapping
-        activation = shape.pop("activation")
-        towers = TwoTowers(**{name: int(value) for name, value in shape.items()}, activation=activation)
+        towers = TwoTowers(**shape)
         towers.load_state_dict(state)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ArtifactError(f"'{path}' holds no towers: {error}") from error

@@ -11,6 +11,14 @@ from crawl.config import FolderSource
 from crawl.sources.item import SourceItem, Unreadable, read_regular
 
 
+class _Closed(Unreadable):
+    """A folder that cannot be listed."""
+
+    def __init__(self, key: str, detail: str) -> None:
+        super().__init__("unreadable", detail)
+        self.key = key
+
+
 class Folder:
     """Files below a folder, tagged with the names of the folders between.
 
@@ -25,11 +33,11 @@ class Folder:
 
     def fingerprint(self) -> str:
         """Digest of names, sizes and times of change."""
-        return digest([self._stamp(entry) for entry in _walk(self.root)])
+        return digest([self._stamp(entry) for entry in self._walk()])
 
-    def _stamp(self, entry: os.DirEntry[str] | Unreadable) -> list[str | int]:
-        if isinstance(entry, Unreadable):
-            return [entry.detail]
+    def _stamp(self, entry: os.DirEntry[str] | _Closed) -> list[str | int]:
+        if isinstance(entry, _Closed):
+            return [entry.key, entry.detail]
         status = entry.stat(follow_symlinks=False)
         return [ascii(self._key(entry)), status.st_size, status.st_mtime_ns]
 
@@ -38,11 +46,27 @@ class Folder:
 
     def __iter__(self) -> Iterator[SourceItem]:
         """Yield files by ascending path."""
-        for entry in _walk(self.root):
-            if isinstance(entry, Unreadable):
-                yield SourceItem(entry.detail, problem=entry)
+        for entry in self._walk():
+            if isinstance(entry, _Closed):
+                yield SourceItem(entry.key, problem=entry)
             else:
                 yield self._item(entry)
+
+    def _walk(self) -> Iterator[os.DirEntry[str] | _Closed]:
+        """Yield everything below the root that is no folder itself, by ascending path, however deep it lies."""
+        pending = self._entries(self.root)
+        while pending:
+            entry = pending.pop()
+            if not isinstance(entry, _Closed) and entry.is_dir(follow_symlinks=False):
+                pending += self._entries(Path(entry.path))
+            else:
+                yield entry
+
+    def _entries(self, folder: Path) -> list[os.DirEntry[str] | _Closed]:
+        try:
+            return [*sorted(os.scandir(folder), key=lambda entry: entry.name, reverse=True)]
+        except OSError as error:
+            return [_Closed(ascii(os.path.relpath(folder, self.root)).strip("'"), error.strerror or "cannot be listed")]
 
     def _item(self, entry: os.DirEntry[str]) -> SourceItem:
         key = self._key(entry)
@@ -55,17 +79,3 @@ class Folder:
         except Unreadable as problem:
             return SourceItem(key, problem=problem)
         return SourceItem(key, content, tags=Path(key).parts[:-1])
-
-
-def _walk(folder: Path) -> Iterator[os.DirEntry[str] | Unreadable]:
-    """Yield everything below a folder that is no folder itself, by ascending path."""
-    try:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except OSError as error:
-        yield Unreadable("unreadable", f"{str(folder)!a}: {error.strerror}")
-        return
-    for entry in entries:
-        if entry.is_dir(follow_symlinks=False):
-            yield from _walk(Path(entry.path))
-        else:
-            yield entry

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import stat
 from collections.abc import Iterator, Mapping
@@ -15,6 +17,7 @@ from crawl.records import PROVENANCE
 SYNONYMS = {"license": "licence", "url": "source_url", "photographer": "author", "creator": "author"}
 # What a dump says of a file that is measured anew here.
 MEASURED = {"image_id", "width", "height", "original_format", "original_bytes", "original_width", "original_height"}
+MAX_DEPTH = 20  # of lists and objects in what is said of an image
 
 
 class Unreadable(Exception):
@@ -58,46 +61,100 @@ def read_regular(path: Path, max_bytes: int) -> bytes:
         Unreadable: with the reason `missing`, `link`, `special_file` or `unreadable`.
     """
     try:
+        _require_regular(os.lstat(path).st_mode)  # before opening, which can act on a device
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(descriptor, "rb") as stream:
+            _require_regular(os.fstat(descriptor).st_mode)  # it may have been exchanged in between
+            return stream.read(max_bytes + 1)
     except FileNotFoundError:
         raise Unreadable("missing", "no such file") from None
     except OSError as error:
-        if path.is_symlink():
-            raise Unreadable("link", "a symbolic link is not followed") from None
-        raise Unreadable("unreadable", error.strerror or "cannot be opened") from None
-    with os.fdopen(descriptor, "rb") as stream:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise Unreadable("special_file", "not a regular file")
+        raise Unreadable("unreadable", error.strerror or "cannot be read") from None
+
+
+def _require_regular(mode: int) -> None:
+    if stat.S_ISLNK(mode):
+        raise Unreadable("link", "a symbolic link is not followed")
+    if not stat.S_ISREG(mode):
+        raise Unreadable("special_file", "not a regular file")
+
+
+def clean_text(text: str) -> str:
+    """Replace what is no Unicode, such as half a surrogate pair, so that the text can be stored."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def as_json(value: Any, depth: int = 0) -> Any:
+    """Return a value of a table or sidecar as strict JSON can hold it: dates as text, bytes as text or hex.
+
+    Raises:
+        ValueError: nested deeper than `MAX_DEPTH`.
+    """
+    if depth > MAX_DEPTH:
+        raise ValueError(f"values nested deeper than {MAX_DEPTH}")
+    if value is None or isinstance(value, bool | int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None if math.isnan(value) else str(value)
+    if isinstance(value, Mapping):
+        return {clean_text(str(name)): as_json(inner, depth + 1) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_json(inner, depth + 1) for inner in value]
+    if isinstance(value, bytes):
         try:
-            return stream.read(max_bytes + 1)
-        except OSError as error:
-            raise Unreadable("unreadable", error.strerror or "cannot be read") from None
+            return value.decode()
+        except UnicodeDecodeError:
+            return value.hex()
+    return clean_text(str(value))
+
+
+def _is_missing(value: object) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def split_tags(value: object, separator: str) -> tuple[str, ...]:
     """Read a tags or labels column: a list of texts, or one text with separators or line breaks."""
-    if value is None:
+    if _is_missing(value):
         return ()
     if isinstance(value, str):
-        lines = value.splitlines()
+        lines = clean_text(value).splitlines()
         return tuple(part.strip() for line in lines for part in line.split(separator) if part.strip())
     if isinstance(value, list | tuple):
-        return tuple(str(tag) for tag in value if tag is not None)
-    return (str(value),)
+        return tuple(str(as_json(tag)) for tag in value if not _is_missing(tag))
+    return (str(as_json(value)),)
 
 
 def describe(columns: Mapping[str, Any], leave_out: set[str]) -> tuple[dict[str, str], dict[str, Any]]:
-    """Sort the columns of a row or sidecar into provenance fields and everything else."""
+    """Sort the columns of a row or sidecar into provenance fields and everything else, as strict JSON.
+
+    Of several names for one field our own counts, then the first; the others stay in everything else.
+
+    Raises:
+        ValueError: nested deeper than `MAX_DEPTH`.
+    """
     provenance: dict[str, str] = {}
     extra: dict[str, Any] = {}
-    nested = columns.get("extra")
-    flat = {**columns, **nested} if isinstance(nested, dict) else dict(columns)
-    for name, value in flat.items():
-        if name in leave_out or name in MEASURED or name == "extra" or value in (None, ""):
+    flat = _flat(columns)
+    for name in sorted(flat, key=SYNONYMS.__contains__):
+        value = as_json(flat[name])
+        if name in leave_out or name in MEASURED or value in (None, ""):
             continue
         known = SYNONYMS.get(name, name)
-        if known in PROVENANCE:
-            provenance.setdefault(known, str(value))
+        if known in PROVENANCE and known not in provenance:
+            provenance[known] = str(value)
         else:
-            extra[name] = value
+            extra[clean_text(name)] = value
     return provenance, extra
+
+
+def _flat(columns: Mapping[str, Any]) -> dict[str, Any]:
+    """Lift what a collection of ours keeps under `extra`, an object or the JSON text of one."""
+    nested = columns.get("extra")
+    if isinstance(nested, str):
+        try:
+            nested = json.loads(nested)
+        except (ValueError, RecursionError):
+            return dict(columns)
+    if not isinstance(nested, dict):
+        return dict(columns)
+    return nested | {name: value for name, value in columns.items() if name != "extra"}

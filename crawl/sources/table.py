@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from configs.artifacts import ArtifactError, digest, file_sha256
 from crawl.config import TableSource
-from crawl.sources.item import SourceItem, Unreadable, describe, read_regular, split_tags
+from crawl.sources.item import SourceItem, Unreadable, clean_text, describe, read_regular, split_tags
 
-ROW_ERRORS = (UnicodeDecodeError, json.JSONDecodeError, RecursionError)
+ROW_ERRORS = (ValueError, RecursionError)  # ValueError: no UTF-8, no JSON, or a number of too many digits
 
 
 class Table:
@@ -51,29 +53,39 @@ class Table:
             return SourceItem(f"row {number}", problem=problem)
         try:
             content = read_regular(self._inside(name), self.max_bytes)
+            return self._described(clean_text(name), content, row)
         except Unreadable as problem:
-            return SourceItem(name, problem=problem)
+            return SourceItem(clean_text(name), problem=problem)
+
+    def _described(self, key: str, content: bytes, row: dict[str, Any]) -> SourceItem:
         separator = self.config.tag_separator
-        provenance, extra = describe(row, {self.config.file_column, self.config.tags_column, "labels"})
-        return SourceItem(
-            name,
-            content,
-            tags=split_tags(row.get(self.config.tags_column), separator),
-            labels=split_tags(row.get("labels"), separator),
-            provenance=provenance,
-            extra=extra,
-        )
+        try:
+            provenance, extra = describe(row, {self.config.file_column, self.config.tags_column, "labels"})
+            tags = split_tags(row.get(self.config.tags_column), separator)
+            labels = split_tags(row.get("labels"), separator)
+        except ValueError as error:
+            raise Unreadable("bad_row", str(error)) from error
+        return SourceItem(key, content, None, tags, labels, provenance, extra)
 
     def _inside(self, name: str) -> Path:
         """Return the path of a row's image; a table may come from anywhere and must not reach beyond its folder."""
         if "\0" in name or Path(name).is_absolute() or ".." in Path(name).parts:
             raise Unreadable("outside_folder", f"the path must lie below '{self.images.name}'")
-        return self.images / name
+        try:
+            os.fsencode(name)
+        except UnicodeEncodeError:
+            raise Unreadable("unreadable_name", "the name is not valid Unicode") from None
+        path = self.images / name
+        folder = os.path.realpath(path.parent)  # a linked folder on the way may lead anywhere
+        if not Path(folder).is_relative_to(os.path.realpath(self.images)):
+            raise Unreadable("outside_folder", "a link on the way leads outside")
+        return path
 
 
 def _jsonl_rows(path: Path) -> Iterator[dict[str, Any] | Unreadable]:
     with path.open("rb") as stream:
-        for line in stream:
+        for number, raw in enumerate(stream):
+            line = raw.removeprefix(b"\xef\xbb\xbf") if number == 0 else raw
             if not line.strip():
                 continue
             try:
@@ -101,8 +113,16 @@ def _csv_rows(path: Path) -> Iterator[dict[str, Any] | Unreadable]:
 
 def _parquet_rows(path: Path) -> Iterator[dict[str, Any] | Unreadable]:
     try:
-        table = pq.ParquetFile(path)
-    except (OSError, ValueError) as error:
+        for batch in pq.ParquetFile(path).iter_batches(1024):
+            yield from _with_times_as_text(batch).to_pylist()
+    except (OSError, ValueError, OverflowError) as error:
         raise ArtifactError(f"'{path}' is no readable Parquet file: {error}") from error
-    for batch in table.iter_batches(1024):
-        yield from batch.to_pylist()
+
+
+def _with_times_as_text(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Cast times, which Python's own types cannot all hold: nanoseconds, and years beyond 9999."""
+    columns = [
+        column.cast(pa.string()) if pa.types.is_timestamp(column.type) or pa.types.is_time(column.type) else column
+        for column in batch.columns
+    ]
+    return pa.RecordBatch.from_arrays(columns, names=batch.schema.names)

@@ -7,15 +7,16 @@ import tarfile
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from configs.artifacts import ArtifactError, digest
 from crawl.config import WebDatasetSource
-from crawl.sources.item import SourceItem, Unreadable, describe, split_tags
+from crawl.sources.item import SourceItem, Unreadable, clean_text, describe, split_tags
 
 IMAGE_SUFFIXES = {"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "img"}
 MAX_SIDECAR_BYTES = 2**20
 TEXT_SIDECAR = "txt"
+READ_SUFFIXES = IMAGE_SUFFIXES | {"json", TEXT_SIDECAR}
 
 
 class WebDataset:
@@ -43,25 +44,35 @@ class WebDataset:
         """Yield the images shard by shard; what is damaged in a shard is listed and ends that shard alone."""
         for shard in self.shards:
             try:
-                with tarfile.open(shard, "r:") as archive:
-                    members = (member for member in archive if member.isreg())
-                    for key, group in groupby(members, key=lambda member: _split(member.name)[0]):
-                        yield self._item(f"{shard.name}/{key}", _read(archive, group, self.max_bytes))
+                with shard.open("rb") as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
+                    yield from self._items(shard.name, archive)
+                    _check_end(archive, stream)
             except (tarfile.TarError, OSError) as error:
-                yield SourceItem(shard.name, problem=Unreadable("damaged_shard", str(error)))
+                yield SourceItem(shard.name, problem=Unreadable("damaged_shard", clean_text(str(error))))
+
+    def _items(self, shard: str, archive: tarfile.TarFile) -> Iterator[SourceItem]:
+        members = (member for member in archive if not member.isdir())
+        for (regular, key), group in groupby(members, key=lambda member: (member.isreg(), _split(member.name)[0])):
+            if regular:
+                yield self._item(clean_text(f"{shard}/{key}"), _read(archive, group, self.max_bytes))
+                continue
+            for member in group:
+                reason = "link" if member.issym() or member.islnk() else "special_file"
+                problem = Unreadable(reason, "not a regular file")
+                yield SourceItem(clean_text(f"{shard}/{member.name}"), problem=problem)
 
     def _item(self, key: str, members: dict[str, bytes]) -> SourceItem:
         image = next((content for suffix, content in members.items() if suffix in IMAGE_SUFFIXES), None)
         if image is None:
-            return SourceItem(key, problem=Unreadable("no_image", f"members: {', '.join(sorted(members))}"))
+            found = clean_text(", ".join(sorted(members)[:5]))[:100]
+            return SourceItem(key, problem=Unreadable("no_image", f"{len(members)} members: {found}"))
         try:
-            sidecar = json.loads(members.get("json", b"{}").decode())
-            text = members.get(TEXT_SIDECAR, b"").decode()
+            sidecar = json.loads(members.get("json", b"{}").decode("utf-8-sig"))
+            if not isinstance(sidecar, dict):
+                raise ValueError("expected a JSON object")
+            return self._described(key, image, sidecar, members.get(TEXT_SIDECAR, b"").decode())
         except (ValueError, RecursionError) as error:
             return SourceItem(key, problem=Unreadable("bad_sidecar", str(error)))
-        if not isinstance(sidecar, dict):
-            return SourceItem(key, problem=Unreadable("bad_sidecar", "expected a JSON object"))
-        return self._described(key, image, sidecar, text)
 
     def _described(self, key: str, image: bytes, sidecar: dict[str, Any], text: str) -> SourceItem:
         tags_key, separator = self.config.tags_key, self.config.tag_separator
@@ -84,10 +95,23 @@ def _read(archive: tarfile.TarFile, members: Iterator[tarfile.TarInfo], max_byte
     contents: dict[str, bytes] = {}
     for member in members:
         suffix = _split(member.name)[1]
-        stream = archive.extractfile(member)
+        stream = archive.extractfile(member) if suffix in READ_SUFFIXES else None
         limit = max_bytes if suffix in IMAGE_SUFFIXES else MAX_SIDECAR_BYTES
-        if stream is not None and suffix not in contents:
+        if suffix not in READ_SUFFIXES:
+            contents.setdefault(suffix, b"")  # named in a refusal
+        elif stream is not None and suffix not in contents:
             contents[suffix] = stream.read(limit + 1)
             if len(contents[suffix]) < min(member.size, limit):
                 raise tarfile.ReadError(f"the shard ends inside {member.name!a}")
     return contents
+
+
+def _check_end(archive: tarfile.TarFile, stream: IO[bytes]) -> None:
+    """Tell a whole archive, which ends in zeros, from a cut or damaged one, where tarfile stops without a word.
+
+    Raises:
+        tarfile.ReadError: there is no end mark.
+    """
+    stream.seek(archive.offset)
+    if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+        raise tarfile.ReadError(f"no header and no end mark at byte {archive.offset}; nothing behind it was read")

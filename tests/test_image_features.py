@@ -1,0 +1,103 @@
+"""The store of features: keyed by image_id, in any order, nothing that is no number."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from configs.artifacts import ArtifactError
+from configs.compose import Paths
+from features.image_features import FeatureStore, open_features, store_directory
+from tests.tiny import HISTOGRAM
+
+IDS = np.array([f"{number:016x}".encode() for number in range(20)], dtype="S16")
+
+
+def rows_of(ids):
+    """A feature of two numbers that tells its image."""
+    numbers = np.array([int(image_id, 16) for image_id in ids.tolist()], dtype=np.float32)
+    return np.stack([numbers, -numbers], axis=1).reshape(-1, 2)
+
+
+@pytest.fixture
+def store(tmp_path):
+    store = FeatureStore(tmp_path, width=2)
+    for part in (IDS[:7], IDS[12:], IDS[7:12]):
+        store.add(part, rows_of(part))
+    return store
+
+
+def test_gathering_in_any_order_equals_looking_each_up(store):
+    @settings(max_examples=50, deadline=None)
+    @given(st.permutations(range(20)), st.integers(1, 20))
+    def check(order, count):
+        wanted = IDS[order[:count]]
+        assert (store.gather(wanted) == rows_of(wanted)).all()
+
+    check()
+
+
+def test_features_are_stored_in_half_precision(store):
+    assert store.gather(IDS).dtype == np.float16
+
+
+def test_images_without_a_feature_are_counted(store):
+    unknown = np.array([b"f" * 16, b"e" * 16, IDS[0]], dtype="S16")
+    with pytest.raises(ArtifactError, match=r"2 of 3 images have no feature .*make image_features"):
+        store.gather(unknown)
+
+
+def test_stored_ids_are_those_of_all_parts(store):
+    assert store.stored_ids().tolist() == IDS.tolist()
+    assert len(store.parts()) == 3
+
+
+def test_an_empty_store_has_no_ids(tmp_path):
+    assert len(FeatureStore(tmp_path, 2).stored_ids()) == 0
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e6])
+def test_what_is_no_finite_half_number_is_refused(value, tmp_path):
+    with pytest.raises(ArtifactError, match="1 non-finite"):
+        FeatureStore(tmp_path, 2).add(IDS[:1], np.array([[value, 0]], dtype=np.float32))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_width_is_refused(tmp_path):
+    with pytest.raises(ArtifactError, match=r"expected \(1, 3\)"):
+        FeatureStore(tmp_path, 3).add(IDS[:1], np.zeros((1, 2), np.float32))
+
+
+def test_a_part_is_named_by_its_images(tmp_path):
+    one, two = FeatureStore(tmp_path / "a", 2), FeatureStore(tmp_path / "b", 2)
+    for store in (one, two):
+        store.directory.mkdir()
+        store.add(IDS[:3], rows_of(IDS[:3]))
+    assert one.parts() == two.parts()
+
+
+def test_ids_without_their_array_are_no_part(store):
+    (store.directory / f"{store.parts()[0]}.npy").unlink()
+    assert len(store.parts()) == 2
+
+
+@pytest.mark.parametrize("damage", ["flipped", "gone", "cut"])
+def test_damaged_ids_never_name_another_image(damage, store):
+    path = store.directory / f"{store.parts()[0]}.ids"
+    content = path.read_bytes()
+    path.unlink()
+    if damage != "gone":
+        path.write_bytes(content[:-17] if damage == "cut" else b"f" + content[1:])
+    with pytest.raises(ArtifactError, match="damaged"):
+        store.gather(IDS)
+
+
+def test_a_store_that_was_never_filled_names_the_command(tmp_path):
+    with pytest.raises(ArtifactError, match=r"backbone=color_histogram"):
+        open_features(Paths(data=str(tmp_path)), HISTOGRAM, "g", IDS)
+
+
+def test_a_store_lies_in_a_directory_of_its_feature_space():
+    one, two = (store_directory(Paths(), HISTOGRAM, gate).name for gate in "gh")
+    assert one != two
+    assert one.startswith("color_histogram-")

@@ -1,0 +1,117 @@
+"""The towers: unit vectors, scaling kept with the weights, files that load without anything else."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from configs.artifacts import ArtifactError
+from train.towers import TwoTowers, embed, load_towers, save_towers
+
+
+@pytest.fixture
+def towers():
+    torch.manual_seed(0)
+    return TwoTowers(5, 7, hidden_dim=6, embed_dim=4, feature_dropout=0.5, hidden_dropout=0.5).eval()
+
+
+def test_embeddings_are_unit_vectors(towers):
+    lengths = towers.image(torch.randn(9, 7)).norm(dim=1)
+    torch.testing.assert_close(lengths, torch.ones(9))
+
+
+def test_scores_are_cosines_of_tags_in_rows_and_images_in_columns(towers):
+    tags, images = torch.randn(2, 5), torch.randn(3, 7)
+    scores = towers(tags, images)
+    one = torch.nn.functional.cosine_similarity(towers.tag(tags[1:2]), towers.image(images[2:3]))
+    assert scores.shape == (2, 3)
+    assert scores[1, 2].item() == pytest.approx(one.item(), abs=1e-6)
+
+
+def test_a_tower_by_hand():
+    towers = TwoTowers(1, 1, hidden_dim=2, embed_dim=2)
+    with torch.no_grad():
+        for tensor in towers.tag.parameters():
+            tensor.zero_()
+        towers.tag.hidden.weight.copy_(torch.tensor([[1.0], [-1.0]]))
+        towers.tag.out.weight.copy_(torch.tensor([[3.0, 0.0], [0.0, 1.0]]))
+        towers.tag.out.bias.copy_(torch.tensor([0.0, 4.0]))
+    # 1 -> hidden (1, 0) after relu -> (3, 4) -> (0.6, 0.8)
+    torch.testing.assert_close(towers.tag(torch.tensor([[1.0]])), torch.tensor([[0.6, 0.8]]))
+
+
+def test_without_an_activation_the_hidden_layer_keeps_negative_values():
+    assert isinstance(TwoTowers(1, 1, activation="none").tag.activation, torch.nn.Identity)
+
+
+def test_scaling_gives_rows_mean_zero_and_overall_spread_one(towers):
+    rows = torch.randn(100, 7) * 3 + 5
+    towers.image.scale_by(rows)
+    scaled = (rows - towers.image.centre) / towers.image.spread
+    torch.testing.assert_close(scaled.mean(dim=0), torch.zeros(7), atol=1e-5, rtol=0)
+    assert scaled.square().mean().item() == pytest.approx(1, abs=1e-5)
+
+
+def test_scaling_by_equal_rows_does_not_divide_by_zero(towers):
+    towers.image.scale_by(torch.ones(4, 7))
+    assert torch.isfinite(towers.image(torch.ones(2, 7))).all()
+
+
+def test_float16_features_are_computed_in_float32(towers):
+    rows = torch.randn(3, 7).half()
+    torch.testing.assert_close(towers.image(rows), towers.image(rows.float()))
+
+
+def test_embedding_by_chunks_is_embedding_at_once(towers):
+    rows = torch.randn(10, 7)
+    with torch.inference_mode():
+        torch.testing.assert_close(embed(towers.image, rows, chunk=3), towers.image(rows))
+
+
+def test_saved_towers_give_the_same_scores_without_dropout(towers, tmp_path):
+    towers.image.scale_by(torch.randn(20, 7) + 2)
+    save_towers(towers.train(), tmp_path / "towers.safetensors")
+    loaded = load_towers(tmp_path / "towers.safetensors")
+    tags, images = torch.randn(3, 5), torch.randn(4, 7)
+    np.testing.assert_array_equal(loaded(tags, images).detach(), towers.eval()(tags, images).detach())
+
+
+def test_equal_towers_are_equal_bytes(towers, tmp_path):
+    contents = set()
+    for number in range(20):  # five entries of metadata in an order of chance would differ at once
+        save_towers(towers, tmp_path / str(number))
+        contents.add((tmp_path / str(number)).read_bytes())
+    assert len(contents) == 1
+
+
+def test_the_activation_is_saved_with_the_weights(tmp_path):
+    save_towers(TwoTowers(2, 2, activation="none"), tmp_path / "t")
+    assert isinstance(load_towers(tmp_path / "t").tag.activation, torch.nn.Identity)
+
+
+def test_towers_load_without_lightning_and_hydra():
+    code = "import sys, train.towers; sys.exit(bool({'pytorch_lightning', 'hydra'} & {*sys.modules} - {'hydra'}))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("content", [b"", b"junk", b"\x80\x04cos\nsystem\n(S'echo'\ntR."])
+def test_a_file_that_holds_no_towers_is_refused_with_its_path(tmp_path, content):
+    (tmp_path / "t").write_bytes(content)
+    with pytest.raises(ArtifactError, match=r"t' holds no towers"):
+        load_towers(tmp_path / "t")
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(ArtifactError, match="holds no towers"):
+        load_towers(tmp_path / "none")
+
+
+def test_weights_of_another_shape_than_the_file_says_are_refused(tmp_path, towers):
+    shape = json.dumps(towers.shape | {"hidden_dim": 9})
+    save_file(towers.state_dict(), tmp_path / "t", metadata={"shape": shape})
+    with pytest.raises(ArtifactError, match="size mismatch"):
+        load_towers(tmp_path / "t")
