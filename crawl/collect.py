@@ -215,7 +215,7 @@ def gate_fingerprint(cfg: CrawlConfig) -> str:
 
 
 def _may_go_on(manifest: Manifest | None, cfg: CrawlConfig, config: dict[str, Any]) -> None:
-    """Refuse to mix gates, and to mix sources unasked, with a finished collection or the shards of an unfinished one."""
+    """Refuse to mix gates, and to mix sources unasked; the shards of an unfinished crawl count as well."""
     directory = cfg.paths.artifact("collection")
     crawls = manifest.facts["crawls"] if manifest else []
     crawls = [*crawls, *(shard_state(path) for path in committed_shards(directory))]

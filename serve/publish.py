@@ -63,16 +63,20 @@ def records_table(collection: Collection, index: InvertedIndex) -> pa.Table:
     ids = np.array(table.column("image_id").to_pylist(), dtype="S16")
     is_image = table.column("offset").to_numpy() >= 0
     known, first = np.unique(ids[is_image], return_index=True)
-    if not np.array_equal(known, np.asarray(index.image_ids)):
-        raise ArtifactError("the collection has other images than the index. Run `make features`, then publish again.")
-    records = table.filter(pa.array(is_image)).take(pa.array(first)).select(SCHEMA.names)
-    if is_image.all():
+    indexed = np.asarray(index.image_ids)
+    at = np.minimum(np.searchsorted(known, indexed), len(known) - 1)
+    if gone := int((known[at] != indexed).sum()):
+        raise ArtifactError(
+            f"{gone} of the index's {len(indexed)} images are no longer in the collection. "
+            "Run `make features`, then publish again."
+        )
+    records = table.filter(pa.array(is_image)).take(pa.array(first[at])).select(SCHEMA.names)
+    later = ~is_image & np.isin(ids, indexed)
+    if not later.any():
         return records
     united = records.column("tags").to_pylist()
-    for image_id, tags in zip(
-        ids[~is_image], table.filter(pa.array(~is_image)).column("tags").to_pylist(), strict=True
-    ):
-        united[int(np.searchsorted(known, image_id))] += tags
+    for image_id, tags in zip(ids[later], table.filter(pa.array(later)).column("tags").to_pylist(), strict=True):
+        united[int(np.searchsorted(indexed, image_id))] += tags
     return records.set_column(records.schema.get_field_index("tags"), SCHEMA.field("tags"), pa.array(united))
 
 

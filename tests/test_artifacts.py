@@ -1,5 +1,6 @@
 """Artifacts: whole or not there, and damage is seen."""
 
+import contextlib
 import json
 import os
 import random
@@ -255,10 +256,8 @@ def test_a_damaged_header_is_an_artifact_error_or_does_not_matter(tmp_path_facto
     content = bytearray(path.read_bytes())
     content[at] = value
     path.write_bytes(content)
-    try:
+    with contextlib.suppress(ArtifactError):
         assert map_array(path, "<f4", (3, 4)).shape == (3, 4)
-    except ArtifactError:
-        pass
 
 
 @pytest.mark.parametrize("length", [0, 1, 6, 10, 100, 127, 128, 139])
@@ -304,7 +303,7 @@ def test_only_the_last_generations_stay_and_the_current_one_among_them(tmp_path)
 
 
 def test_nothing_in_force_is_named_with_the_command(tmp_path):
-    with pytest.raises(ArtifactError, match="no generation in force.*Run `make thing`"):
+    with pytest.raises(ArtifactError, match=r"no generation in force.*Run `make thing`"):
         current_generation(tmp_path, "make thing")
 
 

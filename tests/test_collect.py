@@ -219,10 +219,11 @@ def test_a_collection_can_be_crawled_as_webdataset(tree, tmp_path):
         ]
 
 
+ALIVE = weakref.WeakSet()
+
+
 class Counted(SourceItem):
     """An item whose life can be watched."""
-
-    alive = weakref.WeakSet()
 
     def __hash__(self):
         return id(self)
@@ -242,8 +243,8 @@ def test_known_images_are_not_held_while_others_are_awaited(tmp_path, monkeypatc
                 nonlocal most
                 for number in range(500):
                     item = Counted(str(number), picture(number % 4))
-                    Counted.alive.add(item)
-                    most = max(most, len(Counted.alive))
+                    ALIVE.add(item)
+                    most = max(most, len(ALIVE))
                     yield item
 
         return Doubles()

@@ -15,8 +15,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
+import pyarrow as pa
 import torch
 from tqdm import tqdm
 
@@ -28,6 +30,7 @@ from configs.artifacts import (
     digest,
     open_artifact,
     read_manifest,
+    remove_partials,
     require_match,
     seal,
 )
@@ -36,7 +39,7 @@ from crawl.records import TEST, TRAIN, VAL
 from crawl.shards import RELATIONS_FILE, Collection
 from crawl.tags import normalise_tag, read_relations
 from features.config import BackboneConfig
-from features.image_features import open_features
+from features.image_features import open_features, store_directory
 from features.inverted_index import InvertedIndex
 from train.baselines import Ridge, Standardiser, choose_ridge, class_mean
 from train.batches import is_withheld
@@ -61,6 +64,7 @@ from train.towers import TwoTowers, embed, load_towers
 log = logging.getLogger(__name__)
 MIN_KIND_SHARE = 0.05  # of the gallery, for a kind to get a table of its own
 TRAINED = "trained"
+UNSEEN = "unseen_tags"  # no kind's question has this name, they all start with `gallery_`
 
 
 @dataclass(frozen=True)
@@ -125,21 +129,37 @@ def questions(inputs: Inputs, split: int, withhold: float, collection: Collectio
     index, known = inputs.index, np.asarray(inputs.vectors.known)
     withheld = np.array([is_withheld(tag, withhold) for tag in index.tags], dtype=bool)
     seen = known & ~withheld
-    rows = collection.table(["kind", "labels", "offset"]).to_pylist()
-    facts = {index.image_row(row["image_id"]): row for row in rows if row["offset"] >= 0}
     asked = [gallery_question(index, split, seen)]
     gallery = asked[0].gallery
-    kinds = np.array([facts[int(row)]["kind"] if int(row) in facts else "" for row in gallery])
+    kinds, labels = judgements(collection, index, gallery)
     for kind in sorted(set(kinds.tolist()) - {""}):
         if MIN_KIND_SHARE <= (kinds == kind).mean() < 1:
-            asked.append(gallery_question(index, split, seen, gallery[kinds == kind], f"gallery_{kind}"))
+            name = f"gallery_{quote(kind, safe='')}"  # of files too, so no slash may stand in it
+            asked.append(gallery_question(index, split, seen, gallery[kinds == kind], name))
     if withheld.any():
-        asked.append(gallery_question(index, split, known & withheld, name="gallery_unseen_tags"))
+        asked.append(gallery_question(index, split, known & withheld, name=UNSEEN))
     asked.append(within_tag_question(index, split, seen))
-    labels = {row: {normalise_tag(label) for label in facts[row]["labels"] or ()} for row in map(int, gallery)}
     plurals = read_relations(collection.directory / RELATIONS_FILE)["plural"]
     asked.append(label_question(index, split, seen, labels, plurals))
     return [question for question in asked if len(question.tag_rows)]
+
+
+def judgements(
+    collection: Collection, index: InvertedIndex, gallery: np.ndarray
+) -> tuple[np.ndarray, dict[int, set[str]]]:
+    """Return the kinds (C,) of a gallery's images, and image row -> labels; empty for images taken down since."""
+    table = collection.table(["kind", "labels", "offset"])
+    ids = np.array(table.column("image_id").to_pylist(), dtype="S16")
+    asked = index.image_ids[gallery]  # ascending
+    at = np.minimum(np.searchsorted(asked, ids), len(asked) - 1)
+    wanted = (asked[at] == ids) & (table.column("offset").to_numpy() >= 0)
+    rows = table.select(["kind", "labels"]).filter(pa.array(wanted)).to_pylist()
+    kinds = np.full(len(gallery), "", dtype=object)
+    labels: dict[int, set[str]] = {int(row): set() for row in gallery}
+    for place, row in zip(at[wanted].tolist(), rows, strict=True):
+        kinds[place] = row["kind"] or ""
+        labels[int(gallery[place])] = {normalise_tag(label) for label in row["labels"] or ()}
+    return kinds, labels
 
 
 def judge(question: Question, systems: Systems, cfg: EvaluateConfig) -> dict[str, Answer]:
@@ -147,7 +167,7 @@ def judge(question: Question, systems: Systems, cfg: EvaluateConfig) -> dict[str
     answers = {
         scorer.name: answer(question, scorer, systems.inputs.index, cfg.cutoffs, cfg.depth)
         for scorer in systems.scorers(question)
-        if question.name != "gallery_unseen_tags" or scorer.name == TRAINED
+        if question.name != UNSEEN or scorer.name == TRAINED
     }
     return {**answers, "random": Answer(random_answer(question, cfg.cutoffs), {})}
 
@@ -253,15 +273,20 @@ def evaluate(cfg: EvaluateConfig) -> Path:
     towers, run, inputs = open_run(cfg.paths, cfg.run)
     directory = cfg.paths.run(cfg.run) / "evaluation" / cfg.split
     collection = Collection(cfg.paths.artifact("collection"))
-    recipe = digest([resolved(cfg), run.content_id, inputs.content])
+    gate = collection.manifest.must_match["gate"]
+    histograms = read_manifest(store_directory(cfg.paths, cfg.histogram, gate))  # without it a floor is missing
+    content = {**inputs.content, "collection": collection.content_id}
+    recipe = digest([resolved(cfg), run.content_id, content, histograms.content_id if histograms else ""])
     earlier = read_manifest(directory)
     if earlier is not None and earlier.recipe == recipe:
         log.info("already done: %s\n%s", directory, (directory / "table.txt").read_text(encoding="utf-8"))
         return directory
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / MANIFEST).unlink(missing_ok=True)  # minutes of work from sealed inputs, so it may be made anew
+    for name in [MANIFEST, *(earlier.files if earlier else ())]:
+        (directory / name).unlink(missing_ok=True)  # minutes of work from sealed inputs, so it may be made anew
+    remove_partials(directory)
     index = inputs.index
-    systems = open_systems(cfg, towers, inputs, collection.manifest.must_match["gate"])
+    systems = open_systems(cfg, towers, inputs, gate)
     asked = questions(inputs, VAL if cfg.split == "val" else TEST, run.config["withhold_tags"], collection)
     answered = [judge(question, systems, cfg) for question in tqdm(asked, desc="questions", mininterval=1.0)]
     metrics = {
@@ -287,7 +312,7 @@ def evaluate(cfg: EvaluateConfig) -> Path:
         config=resolved(cfg),
         files=files,
         must_match=inputs.spaces,
-        provenance={"run": run.content_id, **inputs.content},
+        provenance={"run": run.content_id, **content},
         recipe=recipe,
     )
     log.info("evaluation: %s\n%s", directory, texts["table.txt"])

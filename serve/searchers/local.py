@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ class LocalSearcher:
         self._vectors = TagVectors(directory)
         self._records = pa.ipc.open_file(pa.memory_map(str(directory / RECORDS))).read_all()
         self._jpegs = JpegReader(collection)
+        weakref.finalize(self, self._jpegs.close)  # once no request holds this generation
         self._words = words
 
     def _count(self, tag_row: int) -> TagCount:
@@ -84,11 +86,11 @@ class LocalSearcher:
     def _scores(self, image_rows: np.ndarray, embedding: np.ndarray) -> np.ndarray:
         return np.asarray(self._embeddings[image_rows].astype(np.float32) @ embedding)
 
-    def _record(self, row: int) -> Record:
-        return from_row(self._records.slice(row, 1).to_pylist()[0])
+    def _records_of(self, rows: np.ndarray) -> list[Record]:
+        return [from_row(row) for row in self._records.take(pa.array(rows)).to_pylist()]
 
     def _hits(self, rows: np.ndarray, scores: np.ndarray) -> list[Hit]:
-        return [_hit(self._record(int(row)), float(score)) for row, score in zip(rows, scores, strict=True)]
+        return [_hit(record, float(score)) for record, score in zip(self._records_of(rows), scores, strict=True)]
 
     def near(self, word: str) -> Near:
         """Return the tags nearest to a word that is none, by spelling and by the meaning of its word vector."""
@@ -112,10 +114,11 @@ class LocalSearcher:
         settled, typing = split_typed(text)
         if not typing:
             return ()
-        rows = np.arange(self.num_tags)[self._index.tags_from(typing).start : self._index.tags_from(typing).stop]
-        best = rows[top_k(self._index.document_frequency[rows], limit + 10)]
+        rows = self._index.tags_from(typing)
         already = set(parse(settled, lambda tag: self._index.tag_row(tag) is not None).words)
-        counts = (self._count(int(row)) for row in best)
+        frequency = self._index.document_frequency[rows.start : rows.stop]
+        best = top_k(frequency, limit + len(already))
+        counts = (self._count(rows.start + int(at)) for at in best)
         return tuple(count for count in counts if count.tag not in already)[:limit]
 
     def popular(self, limit: int) -> tuple[TagCount, ...]:
@@ -127,7 +130,7 @@ class LocalSearcher:
         row = self._index.image_row(image_id)
         if row is None:
             return None
-        record = self._record(row)
+        record = self._records_of(np.array([row]))[0]
         predicted = self._scored(self._tags @ self._embeddings[row].astype(np.float32), PREDICTED_TAGS)
         return ImageDetails(_hit(record, 0.0), vars(record) | {"split": int(self._index.splits[row])}, tuple(predicted))
 
