@@ -5,6 +5,7 @@ A manifest is written last, by rename. A directory without one is unfinished.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import importlib.metadata
 import json
@@ -12,7 +13,7 @@ import os
 import shutil
 import subprocess
 import tokenize
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -22,8 +23,8 @@ from typing import IO, Any
 import numpy as np
 
 MANIFEST = "manifest.json"
-CURRENT = "current"
 PARTIAL = ".partial-"
+LOCK = ".lock"
 # Versions that can change a value in an artifact; recorded, never a reason to recompute.
 LIBRARIES = ("numpy", "torch", "torchvision", "openvino", "gensim", "pytorch-lightning", "pillow", "pyarrow")
 
@@ -269,46 +270,22 @@ def require_match(found: Mapping[str, str], expected: Mapping[str, str], what: s
             )
 
 
-def add_generation(
-    root: Path,
-    kind: str,
-    recipe: str,
-    build: Callable[[Path], Manifest],
-    keep: int = 2,
-) -> tuple[Path, bool]:
-    """Return the generation made by a recipe, building it where it is not there, and make it current.
+@contextmanager
+def exclusive(directory: Path) -> Iterator[None]:
+    """Hold a directory alone while it is written; the lock ends with the process, however that ends.
 
-    A generation is built under a partial name, sealed, renamed to the head of its content_id, and only
-    then named by `current`; readers hold whole generations, so the last `keep` stay.
-
-    Returns:
-        The directory, and whether it was built now.
+    Raises:
+        ArtifactError: another process holds it.
     """
-    root.mkdir(parents=True, exist_ok=True)
-    for generation in generations(root):
-        manifest = read_manifest(generation)
-        if manifest is not None and manifest.kind == kind and manifest.recipe == recipe:
-            _point_to(root, generation.name)
-            return generation, False
-    partial = root / f"{PARTIAL}{os.getpid()}"
-    remove_partials(root)
-    partial.mkdir()
-    manifest = build(partial)
-    target = _free_name(root, manifest.content_id[:12])
-    partial.rename(target)
-    sync_directory(root)
-    _point_to(root, target.name)
-    _prune(root, keep)
-    return target, True
-
-
-def _free_name(root: Path, name: str) -> Path:
-    """Return where a generation goes; one of the same content by another recipe may be in force and stays."""
-    taken, number = root / name, 1
-    while taken.exists():
-        number += 1
-        taken = root / f"{name}-{number}"
-    return taken
+    directory.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise ArtifactError(f"another process is writing '{directory}'; wait until it ends, or stop it") from None
+    finally:
+        os.close(descriptor)
 
 
 def remove_partials(root: Path) -> None:
@@ -333,34 +310,6 @@ def _is_running(pid: int) -> bool:
     except PermissionError:
         return True
     return True
-
-
-def generations(root: Path) -> list[Path]:
-    """Sealed generations under a directory, by name."""
-    return sorted(path.parent for path in root.glob(f"*/{MANIFEST}") if not path.parent.name.startswith(PARTIAL))
-
-
-def current_generation(root: Path, make: str) -> Path:
-    """Return the generation in force."""
-    pointer = root / CURRENT
-    if not pointer.is_file():
-        raise ArtifactError(f"'{root}' has no generation in force: '{pointer.name}' is missing. Run `{make}`.")
-    return root / pointer.read_text(encoding="utf-8").strip()
-
-
-def _point_to(root: Path, name: str) -> None:
-    pointer = root / CURRENT
-    if not pointer.is_file() or pointer.read_text(encoding="utf-8").strip() != name:
-        atomic_write(pointer, name + "\n")
-
-
-def _prune(root: Path, keep: int) -> None:
-    in_force = (root / CURRENT).read_text(encoding="utf-8").strip()
-    oldest_first = sorted(generations(root), key=lambda path: ((path / MANIFEST).stat().st_mtime_ns, path.name))
-    spare = [path for path in oldest_first if path.name != in_force]
-    for path in spare[: max(0, len(spare) - (keep - 1))]:
-        doomed = path.rename(root / f"{PARTIAL}{os.getpid()}-{path.name}")  # a half-deleted directory is no artifact
-        shutil.rmtree(doomed)
 
 
 def verify(directory: Path) -> list[str]:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from configs.artifacts import CURRENT, MANIFEST, PARTIAL, verify
+from configs.artifacts import MANIFEST, PARTIAL, verify
+from configs.generations import CURRENT
 
 
 def artifacts(roots: list[Path]) -> list[Path]:

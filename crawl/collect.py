@@ -10,7 +10,6 @@ import logging
 from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from configs.artifacts import (
     atomic_write,
     describe_file,
     digest,
+    exclusive,
     read_manifest,
     remove_partials,
     seal,
@@ -139,7 +139,7 @@ def file_item(crawl: Crawl, shard: ShardWriter, entry: _Waiting, outcome: Accept
 def write_shards(crawl: Crawl, source: Source, cfg: CrawlConfig) -> None:
     """Consume the rest of a source, committing a shard whenever it is full."""
     shard = ShardWriter(crawl.directory, crawl.next_shard)
-    rest = islice(iter(source), crawl.consumed, None)
+    rest = source.items(crawl.consumed)
     try:
         with IsolatedGate(cfg.gate, cfg.workers) as gate:
             progress = tqdm(gated(crawl, rest, gate), initial=crawl.consumed, unit="item", desc="gate", mininterval=1.0)
@@ -253,22 +253,26 @@ def collect(cfg: CrawlConfig) -> Path:
     """Run one crawl and return the collection's directory. Callable from tests without Hydra."""
     directory = cfg.paths.artifact("collection")
     source = open_source(cfg.source, cfg.gate.max_bytes)
+    relations = _read_relations(cfg.relations)
+    with exclusive(directory):
+        return _collect(cfg, source, relations, directory)
+
+
+def _collect(cfg: CrawlConfig, source: Source, relations: str, directory: Path) -> Path:
     config = {"source": resolved(cfg.source)}
     manifest = read_manifest(directory)
     _may_go_on(manifest, cfg, config)
-    relations = _read_relations(cfg.relations)
     recipe = digest([config, gate_space(cfg.gate), source.fingerprint(), relations])
     if manifest is not None and _is_done(manifest, recipe, directory):
         log.info("already done: %s holds %d images", directory, manifest.facts["num_images"])
         return directory
-    directory.mkdir(parents=True, exist_ok=True)
     remove_partials(directory)
-    if relations:
-        atomic_write(directory / RELATIONS_FILE, relations)
     crawl = Crawl(directory, recipe, config, gate_space(cfg.gate))
     crawl.resume()
     log.info("crawling %s into %s, from item %d on", cfg.source.name, directory, crawl.consumed)
     write_shards(crawl, source, cfg)
+    if relations:
+        atomic_write(directory / RELATIONS_FILE, relations)
     sealed = seal_collection(crawl, cfg, manifest)
     log.info("collection %s: %s", sealed.content_id[:12], report(sealed.facts))
     return directory

@@ -12,14 +12,16 @@ from configs.artifacts import ArtifactError
 TAG_RULES = "1"  # version of `normalise_tag`: tag rules are a space that must match
 MAX_TAG_CHARS = 100
 _MAX_CHARS_READ = 1000  # ordering combining marks costs the square of their number
+_INVISIBLE = frozenset({"Cc", "Cf", "Co", "Cs"})
 RELATIONS = ("alias", "broader", "plural")
 
 
 def normalise_tag(text: str) -> str:
     """Return the one spelling under which a tag is indexed and searched; idempotent.
 
-    One pass: `_` and blanks of any kind become a blank; control, format, private and unassigned characters go
-    (general category C); NFKC, casefold, NFKC; blanks collapsed to one and trimmed; cut to 100 characters.
+    One pass: `_` and blanks of any kind become a blank; control, format and private characters and lone surrogates
+    go (general categories Cc, Cf, Co, Cs; unassigned ones stay, because which these are depends on the version of
+    Python); NFKC, casefold, NFKC; blanks collapsed to one and trimmed; cut to 100 characters.
     Passes repeat until nothing changes, because folding one character can bring out another that folds again.
     A hyphen stays. What is left may be empty. Of a longer text the first 1,000 characters count.
     """
@@ -31,7 +33,7 @@ def normalise_tag(text: str) -> str:
 
 def _fold(text: str) -> str:
     spaced = (" " if char == "_" or char.isspace() else char for char in text)
-    visible = "".join(char for char in spaced if unicodedata.category(char)[0] != "C")
+    visible = "".join(char for char in spaced if unicodedata.category(char) not in _INVISIBLE)
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", visible).casefold())
     return " ".join(folded.split())[:MAX_TAG_CHARS].rstrip()
 
@@ -73,6 +75,10 @@ def read_relations(path: Path) -> dict[str, dict[str, set[str]]]:
 
 
 def related_tags(tag: str, relations: dict[str, dict[str, set[str]]]) -> set[str]:
-    """Return the aliases, plurals and broader tags of a tag: images that carry one may well show the tag too."""
-    its_plurals = {plural for plural, singulars in relations["plural"].items() if tag in singulars}
-    return its_plurals.union(*(relations[name].get(tag, set()) for name in RELATIONS))
+    """Return the tags that stand in any relation to a tag: images that carry one may well show the tag too.
+
+    Aliases and plurals both ways, broader tags, and narrower ones: what is tagged puppy shows a dog.
+    """
+    named = set().union(*(relations[name].get(tag, set()) for name in RELATIONS))
+    naming = (other for name in RELATIONS for other, named_by_it in relations[name].items() if tag in named_by_it)
+    return named.union(naming) - {tag}

@@ -20,7 +20,6 @@ import pyarrow.compute as pc
 from configs.artifacts import (
     ArtifactError,
     Manifest,
-    add_generation,
     atomic_write,
     digest,
     file_sha256,
@@ -28,6 +27,7 @@ from configs.artifacts import (
     seal,
 )
 from configs.compose import register, resolved, run_stage
+from configs.generations import add_generation
 from crawl.records import SPLITS, TEST, VAL
 from crawl.shards import LOCATION, RELATIONS_FILE, Collection, splits_of
 from crawl.tags import TAG_RULES, normalise_tag, read_relations, related_tags

@@ -11,8 +11,15 @@ from pathlib import Path
 
 import numpy as np
 
-from configs.artifacts import Manifest, add_generation, atomic_write, digest, save_array, seal
+from configs.artifacts import (
+    Manifest,
+    atomic_write,
+    digest,
+    save_array,
+    seal,
+)
 from configs.compose import register, resolved, run_stage
+from configs.generations import add_generation
 from features.config import TagVectorsConfig
 from features.inverted_index import InvertedIndex, open_index
 from features.tag_vectors import open_words, vector_of_tag, word_space

@@ -17,7 +17,13 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
 
-from configs.artifacts import ArtifactError, Manifest, read_manifest, remove_partials, seal
+from configs.artifacts import (
+    ArtifactError,
+    Manifest,
+    read_manifest,
+    remove_partials,
+    seal,
+)
 from configs.compose import register, resolved, run_stage
 from crawl.shards import JpegReader
 from features.backbones import build_backbone, feature_space

@@ -10,7 +10,16 @@ from pathlib import Path
 
 import numpy as np
 
-from configs.artifacts import ArtifactError, Manifest, atomic_write, digest, map_array, open_artifact, save_array
+from configs.artifacts import (
+    ArtifactError,
+    Manifest,
+    atomic_write,
+    digest,
+    map_array,
+    open_artifact,
+    require_match,
+    save_array,
+)
 from configs.compose import Paths
 from features.backbones import feature_space
 from features.config import BackboneConfig
@@ -105,6 +114,8 @@ def open_store(paths: Paths, backbone: BackboneConfig, gate: str) -> tuple[Featu
     directory = store_directory(paths, backbone, gate)
     make = f'make image_features ARGS="backbone={backbone.name}"'
     manifest = open_artifact(directory, "image_features", make=make)
+    space = {"feature_space": feature_space(backbone, gate)}  # the folder's name holds its first 8 digits only
+    require_match(manifest.must_match, space, f"'{directory}'", f"backbone '{backbone.name}'")
     return FeatureStore(directory, backbone.width), manifest
 
 

@@ -13,8 +13,15 @@ from pathlib import Path
 
 import numpy as np
 
-from configs.artifacts import ArtifactError, Manifest, atomic_write, current_generation, map_array, open_artifact
+from configs.artifacts import (
+    ArtifactError,
+    Manifest,
+    atomic_write,
+    map_array,
+    open_artifact,
+)
 from configs.compose import Paths
+from configs.generations import current_generation
 from crawl.records import SPLITS, TRAIN
 from crawl.shards import LOCATION
 

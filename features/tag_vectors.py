@@ -15,8 +15,16 @@ import gensim.downloader
 import numpy as np
 from gensim.models import KeyedVectors
 
-from configs.artifacts import ArtifactError, Manifest, current_generation, digest, file_sha256, map_array, open_artifact
+from configs.artifacts import (
+    ArtifactError,
+    Manifest,
+    digest,
+    file_sha256,
+    map_array,
+    open_artifact,
+)
 from configs.compose import Paths
+from configs.generations import current_generation
 from features.config import WordsConfig
 
 CARRIED = Path(__file__).parent / "carried"

@@ -19,14 +19,13 @@ import torch
 from configs.artifacts import (
     ArtifactError,
     Manifest,
-    add_generation,
     atomic_open,
-    current_generation,
     digest,
     save_array,
     seal,
 )
 from configs.compose import register, resolved, run_stage
+from configs.generations import add_generation, current_generation
 from crawl.records import SCHEMA
 from crawl.shards import Collection
 from features.inverted_index import FILES, InvertedIndex

@@ -30,6 +30,7 @@ WIDTH = 24
 TAGS = ("dog", "cat", "horse", "apple", "bridge", "river", "guitar", "clock", "boat", "car", "tree", "chair")
 NO_VECTOR = "qzxqzx"  # a tag of which no word table knows a part
 PHRASE = "traffic light"
+AWKWARD = ("猫", 'say "hi"')
 SPLIT_SIZES = {TRAIN: 160, VAL: 60, TEST: 60}
 BACKBONE = BackboneConfig(name="synthetic", architecture="synthetic", width=WIDTH)
 HISTOGRAM = BackboneConfig(name="histogram", architecture="synthetic", width=WIDTH, resize_px=64, crop_px=64)
@@ -50,6 +51,7 @@ def records() -> list[Record]:
             labels = tuple(tag for tag in tags if rng.random() < 0.6)
             tags += [PHRASE] if number % 7 == 0 else []
             tags += [NO_VECTOR] if number % 5 == 0 else []
+            tags += AWKWARD if number % 11 == 0 else []
             found.append(
                 Record(
                     image_id=f"{len(found) * 7919 % 2**40:016x}",
@@ -141,7 +143,7 @@ def copy_line(paths: Paths, target: Path) -> Paths:
     return copied
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def one_thread():
     """Compute these small products on one thread: two cost more than they bring."""
     threads = torch.get_num_threads()

@@ -13,13 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import configs.artifacts as artifacts
+import configs.generations as generations_module
 from configs.artifacts import (
     ArtifactError,
-    add_generation,
     atomic_open,
     atomic_write,
-    current_generation,
-    generations,
+    exclusive,
     map_array,
     open_artifact,
     read_manifest,
@@ -29,6 +28,7 @@ from configs.artifacts import (
     seal,
     verify,
 )
+from configs.generations import add_generation, current_generation, generations
 
 
 def fail(*args, **kwargs):
@@ -329,7 +329,7 @@ def die_before_rename(root, monkeypatch):
 
 
 def die_before_pointer(root, monkeypatch):
-    monkeypatch.setattr(artifacts, "_point_to", killed)
+    monkeypatch.setattr(generations_module, "_point_to", killed)
     add(root, "s", b"two")
 
 
@@ -374,3 +374,14 @@ def test_a_manifest_is_written_as_it_is_read(tmp_path):
     sealed(tmp_path / "a", facts={"share": 0.1, "many": 10**20, "words": ["é", None]})
     stored = json.loads((tmp_path / "a" / "manifest.json").read_text(encoding="utf-8"))
     assert stored["facts"] == {"share": 0.1, "many": 10**20, "words": ["é", None]}
+
+
+def test_a_directory_is_written_by_one_process_at_a_time(tmp_path):
+    with (
+        exclusive(tmp_path),
+        pytest.raises(ArtifactError, match=r"another process is writing"),
+        exclusive(tmp_path),
+    ):
+        pass
+    with exclusive(tmp_path):
+        pass

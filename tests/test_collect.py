@@ -239,7 +239,7 @@ def test_known_images_are_not_held_while_others_are_awaited(tmp_path, monkeypatc
             def fingerprint(self):
                 return "doubles"
 
-            def __iter__(self):
+            def items(self, start=0):
                 nonlocal most
                 for number in range(500):
                     item = Counted(str(number), picture(number % 4))

@@ -73,7 +73,7 @@ def test_a_training_killed_while_it_is_written_down_ends_as_one_that_was_not(
     undisturbed,
     monkeypatch,
     name,
-    after,  # noqa: F811
+    after,
 ):
     cfg = train_config(line, run=f"killed-{name}-{after}")
     killed(cfg, monkeypatch, train.fit, name, 1, after)

@@ -7,7 +7,6 @@ from crawl.records import TEST, TRAIN
 from features.inverted_index import open_index
 from tests.synthetic import line  # noqa: F401 - fixtures
 from tests.test_batches import ListedIndex
-
 from train.galleries import (
     answer,
     gallery_question,

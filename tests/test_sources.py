@@ -486,3 +486,13 @@ def test_other_members_are_not_read(tmp_path, monkeypatch):
     monkeypatch.setattr(tarfile.TarFile, "extractfile", lambda self, m: read.append(m.name) or extract(self, m))
     list(webdataset(tmp_path))
     assert read == ["a.jpg"]
+
+
+def test_items_go_on_from_a_number_without_reading_what_lies_before(tmp_path, monkeypatch):
+    for name in ("a", "b", "c"):
+        (tmp_path / name).write_bytes(name.encode())
+    source = open_source(FolderSource(path=str(tmp_path)), 100)
+    read = []
+    monkeypatch.setattr("crawl.sources.folder.read_regular", lambda path, limit: read.append(path.name) or b"x")
+    assert [item.key for item in source.items(2)] == ["c"]
+    assert read == ["c"]

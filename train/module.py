@@ -160,7 +160,7 @@ class TwoTowerModule(pl.LightningModule):
         except ValueError as error:  # the last step broke the weights, and no later batch shows it
             raise self._diverged("scores are", steps - 1) from error
         self.towers.train()
-        val_map = float(torch.tensor(judged, dtype=torch.float32))  # as Lightning compares it, so that both name one best
+        val_map = float(torch.tensor(judged, dtype=torch.float32))  # what Lightning compares: both name one best
         loss = float(self._loss_sum if self._loss_sum is not None else torch.nan) / max(steps, 1)
         self.history.append({"epoch": self.current_epoch, "train_loss": loss, "val_map": val_map})
         self.log_dict({"train_loss": loss, "val_map": val_map})

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 from configs.artifacts import ArtifactError, digest
 from crawl.config import FolderSource
-from crawl.sources.item import SourceItem, Unreadable, read_regular
+from crawl.sources.item import Source, SourceItem, Unreadable, read_regular
 
 
 class _Closed(Unreadable):
@@ -19,7 +20,7 @@ class _Closed(Unreadable):
         self.key = key
 
 
-class Folder:
+class Folder(Source):
     """Files below a folder, tagged with the names of the folders between.
 
     Links, pipes and devices are listed as problems, never followed or waited for.
@@ -44,9 +45,9 @@ class Folder:
     def _key(self, entry: os.DirEntry[str]) -> str:
         return os.path.relpath(entry.path, self.root)
 
-    def __iter__(self) -> Iterator[SourceItem]:
+    def items(self, start: int = 0) -> Iterator[SourceItem]:
         """Yield files by ascending path."""
-        for entry in self._walk():
+        for entry in islice(self._walk(), start, None):
             if isinstance(entry, _Closed):
                 yield SourceItem(entry.key, problem=entry)
             else:

@@ -6,10 +6,11 @@ import json
 import math
 import os
 import stat
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from crawl.records import PROVENANCE
 
@@ -42,16 +43,20 @@ class SourceItem:
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
-class Source(Protocol):
+class Source(ABC):
     """A list of items in an order that depends on nothing but the source."""
 
+    @abstractmethod
     def fingerprint(self) -> str:
         """Digest of what is listed, without reading the images."""
-        ...
+
+    @abstractmethod
+    def items(self, start: int = 0) -> Iterator[SourceItem]:
+        """Yield every item once, from number `start` on, without reading the images before where that can be."""
 
     def __iter__(self) -> Iterator[SourceItem]:
         """Yield every item once."""
-        ...
+        return self.items()
 
 
 def read_regular(path: Path, max_bytes: int) -> bytes:

@@ -6,6 +6,7 @@ import csv
 import json
 import os
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,12 @@ import pyarrow.parquet as pq
 
 from configs.artifacts import ArtifactError, digest, file_sha256
 from crawl.config import TableSource
-from crawl.sources.item import SourceItem, Unreadable, clean_text, describe, read_regular, split_tags
+from crawl.sources.item import Source, SourceItem, Unreadable, clean_text, describe, read_regular, split_tags
 
 ROW_ERRORS = (ValueError, RecursionError)  # ValueError: no UTF-8, no JSON, or a number of too many digits
 
 
-class Table:
+class Table(Source):
     """Rows with a path to an image, its tags, its labels and any provenance columns."""
 
     def __init__(self, config: TableSource, max_bytes: int) -> None:
@@ -38,9 +39,9 @@ class Table:
         """Digest of the table; its images are named there and taken as they are."""
         return digest(["table", file_sha256(self.path)])
 
-    def __iter__(self) -> Iterator[SourceItem]:
+    def items(self, start: int = 0) -> Iterator[SourceItem]:
         """Yield one item a row, in the table's order."""
-        for number, row in enumerate(self.read_rows(self.path), start=1):
+        for number, row in islice(enumerate(self.read_rows(self.path), start=1), start, None):
             yield self._item(number, row)
 
     def _item(self, number: int, row: dict[str, Any] | Unreadable) -> SourceItem:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import tarfile
 from collections.abc import Iterator
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from typing import IO, Any
 
 from configs.artifacts import ArtifactError, digest
 from crawl.config import WebDatasetSource
-from crawl.sources.item import SourceItem, Unreadable, clean_text, describe, split_tags
+from crawl.sources.item import Source, SourceItem, Unreadable, clean_text, describe, split_tags
 
 IMAGE_SUFFIXES = {"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "img"}
 MAX_SIDECAR_BYTES = 2**20
@@ -19,7 +19,7 @@ TEXT_SIDECAR = "txt"
 READ_SUFFIXES = IMAGE_SUFFIXES | {"json", TEXT_SIDECAR}
 
 
-class WebDataset:
+class WebDataset(Source):
     """Members that share a name up to the first dot are one image with its sidecars.
 
     `tags_key` names the JSON key with the tags, or `txt` for the text sidecar; a text sidecar is a caption otherwise.
@@ -40,8 +40,14 @@ class WebDataset:
         """Digest of the shards' names, sizes and times of change."""
         return digest([[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in self.shards])
 
-    def __iter__(self) -> Iterator[SourceItem]:
-        """Yield the images shard by shard; what is damaged in a shard is listed and ends that shard alone."""
+    def items(self, start: int = 0) -> Iterator[SourceItem]:
+        """Yield the images shard by shard; what is damaged in a shard is listed and ends that shard alone.
+
+        Items before `start` are read too: only reading tells where a damaged shard ends.
+        """
+        return islice(self._all(), start, None)
+
+    def _all(self) -> Iterator[SourceItem]:
         for shard in self.shards:
             try:
                 with shard.open("rb") as stream, tarfile.open(fileobj=stream, mode="r:") as archive:

@@ -16,14 +16,15 @@ import numpy as np
 import pyarrow as pa
 from rapidfuzz import fuzz, process
 
-from configs.artifacts import ArtifactError, current_generation, map_array, open_artifact, read_manifest
+from configs.artifacts import ArtifactError, map_array, open_artifact, read_manifest
 from configs.compose import Paths
+from configs.generations import current_generation
 from crawl.records import Record, from_row
 from crawl.shards import JpegReader
 from crawl.tags import normalise_tags
 from features.config import WordsConfig
 from features.inverted_index import InvertedIndex, intersect
-from features.tag_vectors import TagVectors, WordTable, open_words, vector_of_tag
+from features.tag_vectors import TagVectors, WordTable, open_words, vector_of_tag, word_space
 from serve.publish import EMBEDDINGS, RANKED, RECORDS, TAG_EMBEDDINGS
 from serve.query import parse, query_for, split_typed
 from serve.searchers.base import Answer, Hit, ImageDetails, Near, ScoredTag, TagCount
@@ -52,6 +53,9 @@ class LocalSearcher:
         self._jpegs = JpegReader(collection)
         weakref.finalize(self, self._jpegs.close)  # once no request holds this generation
         self._words = words
+        if words is not None and word_space(words) != manifest.must_match["word_space"]:
+            log.warning("unknown words get no neighbours by meaning: %s was made with another word table", directory)
+            self._words = None
 
     def _count(self, tag_row: int) -> TagCount:
         return TagCount(self._index.tags[tag_row], int(self._index.document_frequency[tag_row]))
@@ -183,9 +187,10 @@ class CurrentSearcher:
     def __call__(self) -> LocalSearcher:
         """Return the searcher for one request."""
         name = (self._root / "current").read_text(encoding="utf-8").strip()
-        if name != self._searcher.generation:
-            with self._lock:
-                if name != self._searcher.generation:
-                    self._searcher = self._open()
-                    log.info("serving generation %s", name)
+        if name != self._searcher.generation and self._lock.acquire(blocking=False):  # others use the old one till then
+            try:
+                self._searcher = self._open()
+                log.info("serving generation %s", self._searcher.generation)
+            finally:
+                self._lock.release()
         return self._searcher

@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from configs.artifacts import current_generation, read_manifest
+from configs.artifacts import read_manifest
+from configs.generations import current_generation
 from tests.bench.result import finish
 
 TAGS = ("red", "green", "blue", "circle", "square", "cross")
