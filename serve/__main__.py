@@ -27,7 +27,7 @@ def serve(cfg: ServeConfig) -> None:
             f"cannot listen on {cfg.host}:{cfg.port} ({error.strerror}); choose another with PORT=<port>"
         ) from error
     shown = "localhost" if cfg.host in ("127.0.0.1", "0.0.0.0") else cfg.host  # noqa: S104 - compared, not bound
-    log.info("searching run '%s' at http://%s:%d (Ctrl-C stops)", cfg.run, shown, server.effective_port)
+    log.info("searching run '%s' at http://%s:%s (Ctrl-C stops)", cfg.run, shown, server.effective_port)
     server.run()
 
 

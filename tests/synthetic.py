@@ -125,6 +125,9 @@ def train_config(paths: Paths, run: str = "small", **values) -> TrainConfig:
         "batch_size": 64,
         "learning_rate": 0.01,
         "max_epochs": 3,
+        "feature_dropout": 0.5,
+        "hidden_dropout": 0.2,
+        "weight_decay": 0.05,
         "patience": 0,
     }
     return TrainConfig(paths=paths, run=run, **{**small, **values})
@@ -143,7 +146,7 @@ def copy_line(paths: Paths, target: Path) -> Paths:
     return copied
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(scope="module")
 def one_thread():
     """Compute these small products on one thread: two cost more than they bring."""
     threads = torch.get_num_threads()

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from configs.artifacts import ArtifactError
 from crawl.records import TEST, TRAIN, VAL
 from features.inverted_index import InvertedIndex
-from tests.synthetic import NO_VECTOR, line  # noqa: F401 - a fixture
+from tests.synthetic import NO_VECTOR
 from train.batches import PairBatches, is_withheld, training_pairs
 
 CPU = torch.device("cpu")

@@ -14,30 +14,29 @@ from crawl.shards import TOMBSTONES_FILE, Collection
 from features.config import BackboneConfig, TagVectorsConfig, WordsConfig
 from features.embed_tags import embed
 from features.inverted_index import open_index
-from tests.synthetic import (  # noqa: F401 - fixtures
+from tests.synthetic import (
     GATE,
     HISTOGRAM,
     TAGS,
     WIDTH,
     copy_line,
     evaluate_config,
-    line,
-    one_thread,
     records,
     store_features,
     train_config,
-    trained,
     write_synthetic_collection,
 )
 from train.batches import is_withheld
 from train.evaluate import evaluate, histogram_features, judgements
 from train.fit import fit
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 FLOORS = {"class_mean", "ridge", "class_mean_histogram", "random"}
 
 
 @pytest.fixture(scope="module")
-def directory(trained):  # noqa: F811
+def directory(trained):
     return trained.run("small") / "evaluation" / "test"
 
 
@@ -47,7 +46,7 @@ def metrics(directory):
 
 
 @pytest.fixture
-def own(trained, tmp_path):  # noqa: F811
+def own(trained, tmp_path):
     return copy_line(trained, tmp_path)
 
 
@@ -104,7 +103,7 @@ def test_run_files_hold_strictly_falling_scores(directory):
         last[query] = np.float32(score)
 
 
-def test_the_map_of_training_is_that_of_the_evaluation_on_val(trained):  # noqa: F811
+def test_the_map_of_training_is_that_of_the_evaluation_on_val(trained):
     judged = json.loads((trained.run("small") / "evaluation" / "val" / "metrics.json").read_text())
     at_training = read_manifest(trained.run("small")).facts["val_map"]
     assert judged["questions"]["gallery"]["systems"]["trained"]["map"]["mean"] == pytest.approx(at_training, abs=1e-6)
@@ -121,7 +120,7 @@ def test_every_file_is_sealed(directory):
     assert {path.name for path in directory.iterdir()} == {*read_manifest(directory).files, "manifest.json"}
 
 
-def test_a_second_evaluation_says_done_with_the_table(trained, directory, caplog):  # noqa: F811
+def test_a_second_evaluation_says_done_with_the_table(trained, directory, caplog):
     before = (directory / "manifest.json").stat().st_mtime_ns
     with caplog.at_level("INFO", "train.evaluate"):
         evaluate(evaluate_config(trained))
@@ -157,7 +156,7 @@ def test_a_floor_that_was_missing_is_judged_once_its_features_are_there(own):
     assert "class_mean_histogram" in (directory / "table.txt").read_text()
 
 
-def test_a_run_that_is_not_there_is_named_with_the_command_that_makes_it(trained):  # noqa: F811
+def test_a_run_that_is_not_there_is_named_with_the_command_that_makes_it(trained):
     with pytest.raises(ArtifactError, match=r'no finished run artifact.*make train ARGS="run=none"'):
         evaluate(evaluate_config(trained, run="none"))
 
@@ -215,7 +214,7 @@ def test_an_image_taken_down_since_the_index_has_neither_kind_nor_labels(own):
     assert [labels[int(row)] for row in gallery[1:]] == [set(by_id[index.image_id(row)].labels) for row in gallery[1:]]
 
 
-def test_the_floor_of_histograms_is_standardised_on_train_images(trained):  # noqa: F811
+def test_the_floor_of_histograms_is_standardised_on_train_images(trained):
     index = open_index(trained)[0]
     train_rows = np.flatnonzero(index.splits == 0)
     features, standard = histogram_features(evaluate_config(trained), index, GATE, train_rows)

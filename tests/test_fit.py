@@ -18,11 +18,13 @@ from configs.compose import Paths
 from crawl.records import TRAIN
 from features.image_features import FeatureStore
 from features.inverted_index import open_index
-from tests.synthetic import TAGS, copy_line, line, one_thread, train_config  # noqa: F401 - fixtures
+from tests.synthetic import TAGS, copy_line, train_config
 from train.batches import is_withheld
 from train.fit import fit, judge_on, open_inputs, train_towers, validation
 from train.module import AtomicCheckpoints, TwoTowerModule
 from train.towers import load_towers
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Killed(BaseException):
@@ -55,12 +57,12 @@ def killed(cfg, monkeypatch, target, name, at_call, after):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(line):  # noqa: F811
+def undisturbed(line):
     return outcome(fit(train_config(line, run="undisturbed")))
 
 
 @pytest.mark.parametrize("at_call", range(1, 7))  # three epochs, each the best so far, then the last
-def test_a_training_killed_at_a_checkpoint_ends_as_one_that_was_not(line, undisturbed, monkeypatch, at_call):  # noqa: F811
+def test_a_training_killed_at_a_checkpoint_ends_as_one_that_was_not(line, undisturbed, monkeypatch, at_call):
     cfg = train_config(line, run=f"killed-{at_call}")
     killed(cfg, monkeypatch, AtomicCheckpoints, "save_checkpoint", at_call, after=True)
     assert outcome(fit(cfg)) == undisturbed
@@ -80,7 +82,7 @@ def test_a_training_killed_while_it_is_written_down_ends_as_one_that_was_not(
     assert outcome(fit(cfg)) == undisturbed
 
 
-def test_a_training_killed_in_the_middle_of_an_epoch_ends_as_one_that_was_not(line, undisturbed, monkeypatch):  # noqa: F811
+def test_a_training_killed_in_the_middle_of_an_epoch_ends_as_one_that_was_not(line, undisturbed, monkeypatch):
     cfg = train_config(line, run="killed-step")
     killed(cfg, monkeypatch, TwoTowerModule, "training_step", 8, after=True)  # the third step of the second epoch
     assert outcome(fit(cfg)) == undisturbed
@@ -98,7 +100,7 @@ fit(train_config(Paths(sys.argv[1], sys.argv[2]), run=sys.argv[3]))
 """
 
 
-def test_kill_9_leaves_a_run_that_resumes_to_the_same_end(line, undisturbed):  # noqa: F811
+def test_kill_9_leaves_a_run_that_resumes_to_the_same_end(line, undisturbed):
     command = [sys.executable, "-c", SCRIPT, line.data, line.runs, "kill-9"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent.parent) as process:
         next(printed for printed in process.stdout if printed.startswith("epoch 1"))
@@ -108,7 +110,7 @@ def test_kill_9_leaves_a_run_that_resumes_to_the_same_end(line, undisturbed):  #
     assert outcome(fit(train_config(line, run="kill-9"))) == undisturbed
 
 
-def test_ctrl_c_leaves_an_unfinished_run_that_resumes_to_the_same_end(line, undisturbed, monkeypatch):  # noqa: F811
+def test_ctrl_c_leaves_an_unfinished_run_that_resumes_to_the_same_end(line, undisturbed, monkeypatch):
     cfg = train_config(line, run="interrupted")
     at_first = signal.getsignal(signal.SIGINT)  # Lightning ignores it from the first Ctrl-C on
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
@@ -130,7 +132,7 @@ class Interrupting:
             raise KeyboardInterrupt
 
 
-def test_a_kill_costs_no_more_than_the_epoch_it_met(line, monkeypatch):  # noqa: F811
+def test_a_kill_costs_no_more_than_the_epoch_it_met(line, monkeypatch):
     cfg = early_config(line, "cost")
     killed(cfg, monkeypatch, TwoTowerModule, "on_train_epoch_start", 6, after=False)
     last = AtomicCheckpoints().load_checkpoint(line.run("cost") / "checkpoints" / "last.ckpt")
@@ -142,7 +144,7 @@ def early_config(paths, run):
 
 
 @pytest.fixture(scope="module")
-def stopped_early(line):  # noqa: F811
+def stopped_early(line):
     return fit(early_config(line, "early"))
 
 
@@ -158,20 +160,20 @@ def test_training_stops_when_patience_is_spent(stopped_early):
     assert len(rows) < 20
 
 
-def test_a_kill_loses_neither_the_best_score_nor_the_patience_spent(line, stopped_early, monkeypatch):  # noqa: F811
+def test_a_kill_loses_neither_the_best_score_nor_the_patience_spent(line, stopped_early, monkeypatch):
     cfg = early_config(line, "early-killed")
     best = max(rows_of(stopped_early), key=lambda row: row[1])[0]
     killed(cfg, monkeypatch, TwoTowerModule, "on_train_epoch_start", best + 3, after=False)  # one epoch was no better
     assert outcome(fit(cfg)) == outcome(stopped_early)
 
 
-def test_a_run_that_had_stopped_gets_no_further_epoch(line, stopped_early, monkeypatch):  # noqa: F811
+def test_a_run_that_had_stopped_gets_no_further_epoch(line, stopped_early, monkeypatch):
     cfg = early_config(line, "early-unsealed")
     killed(cfg, monkeypatch, train.fit, "save_towers", 1, after=False)
     assert outcome(fit(cfg)) == outcome(stopped_early)
 
 
-def test_the_towers_are_those_of_the_best_epoch(line, stopped_early):  # noqa: F811
+def test_the_towers_are_those_of_the_best_epoch(line, stopped_early):
     inputs = open_inputs(line, train_config(line).backbone)
     question = validation(inputs.index, inputs, early_config(line, "early"))
     towers = load_towers(stopped_early / "towers.safetensors")
@@ -180,7 +182,7 @@ def test_the_towers_are_those_of_the_best_epoch(line, stopped_early):  # noqa: F
     assert read_manifest(stopped_early).facts["val_map"] == best
 
 
-def test_of_epochs_that_differ_by_less_than_lightning_sees_the_first_is_best(line, monkeypatch):  # noqa: F811
+def test_of_epochs_that_differ_by_less_than_lightning_sees_the_first_is_best(line, monkeypatch):
     values = iter([0.5, 0.5 + 1e-12, 0.4])
     monkeypatch.setattr(train.fit, "judge_on", lambda question, inputs: lambda towers: next(values))
     run_dir = fit(train_config(line, run="tied"))
@@ -188,7 +190,7 @@ def test_of_epochs_that_differ_by_less_than_lightning_sees_the_first_is_best(lin
     assert read_manifest(run_dir).facts["best_epoch"] == best["history"][-1]["epoch"] == 0
 
 
-def test_a_project_moved_between_kill_and_resume_keeps_its_best_epoch(line, stopped_early, monkeypatch, tmp_path):  # noqa: F811
+def test_a_project_moved_between_kill_and_resume_keeps_its_best_epoch(line, stopped_early, monkeypatch, tmp_path):
     copy_line(Paths(line.data, str(tmp_path / "none")), tmp_path / "here")
     monkeypatch.chdir(tmp_path / "here")
     best = max(rows_of(stopped_early), key=lambda row: row[1])[0]
@@ -199,19 +201,19 @@ def test_a_project_moved_between_kill_and_resume_keeps_its_best_epoch(line, stop
     assert outcome(fit(cfg)) == outcome(stopped_early)
 
 
-def test_the_same_seed_gives_the_same_run_and_another_one_another(line, undisturbed):  # noqa: F811
+def test_the_same_seed_gives_the_same_run_and_another_one_another(line, undisturbed):
     assert outcome(fit(train_config(line, run="again"))) == undisturbed
     assert outcome(fit(train_config(line, run="other", seed=1))) != undisturbed
 
 
-def test_a_finished_run_is_told_without_reading_features(line, undisturbed, monkeypatch, caplog):  # noqa: F811
+def test_a_finished_run_is_told_without_reading_features(line, undisturbed, monkeypatch, caplog):
     monkeypatch.setattr(FeatureStore, "gather", None)
     with caplog.at_level("INFO", "train.fit"):
         assert outcome(fit(train_config(line, run="undisturbed"))) == undisturbed
     assert "already done" in caplog.text
 
 
-def test_another_config_is_refused_with_the_difference_and_the_way_out(line, undisturbed):  # noqa: F811
+def test_another_config_is_refused_with_the_difference_and_the_way_out(line, undisturbed):
     saved = line.run("undisturbed") / "config.yaml"
     before = saved.read_bytes(), saved.stat().st_mtime_ns
     with pytest.raises(ArtifactError, match=r"margin: 0\.3 -> margin: 0\.4\. Choose another name with run="):
@@ -219,13 +221,13 @@ def test_another_config_is_refused_with_the_difference_and_the_way_out(line, und
     assert (saved.read_bytes(), saved.stat().st_mtime_ns) == before
 
 
-def test_an_unfinished_run_is_not_resumed_with_another_config(line, monkeypatch):  # noqa: F811
+def test_an_unfinished_run_is_not_resumed_with_another_config(line, monkeypatch):
     killed(train_config(line, run="half"), monkeypatch, AtomicCheckpoints, "save_checkpoint", 2, after=True)
     with pytest.raises(ArtifactError, match="seed: 0 -> seed: 1"):
         fit(train_config(line, run="half", seed=1))
 
 
-def test_other_inputs_under_the_same_config_are_refused(line, undisturbed, monkeypatch):  # noqa: F811
+def test_other_inputs_under_the_same_config_are_refused(line, undisturbed, monkeypatch):
     real = train.fit.open_inputs
 
     def changed(paths, backbone):
@@ -244,7 +246,7 @@ def trained_weights(inputs, cfg, run_dir):
     return AtomicCheckpoints().load_checkpoint(run_dir / "checkpoints" / "last.ckpt")["state_dict"]
 
 
-def spoiled_inputs(line, vectors_of=(), images=None):  # noqa: F811
+def spoiled_inputs(line, vectors_of=(), images=None):
     """Open the line with the vectors of some tags and the features of some images replaced."""
     inputs = open_inputs(line, train_config(line).backbone)
     vectors, features = np.array(inputs.vectors.vectors), np.array(inputs.features)
@@ -255,7 +257,7 @@ def spoiled_inputs(line, vectors_of=(), images=None):  # noqa: F811
     return inputs
 
 
-def test_weights_do_not_depend_on_images_of_val_and_test(line, tmp_path):  # noqa: F811
+def test_weights_do_not_depend_on_images_of_val_and_test(line, tmp_path):
     cfg = train_config(line, max_epochs=2)
     held_out = np.flatnonzero(open_index(line)[0].splits != TRAIN)
     clean = trained_weights(spoiled_inputs(line), cfg, tmp_path / "a")
@@ -263,7 +265,7 @@ def test_weights_do_not_depend_on_images_of_val_and_test(line, tmp_path):  # noq
     assert all(torch.equal(clean[name], spoiled[name]) for name in clean)
 
 
-def test_weights_do_not_depend_on_withheld_tags(line, tmp_path):  # noqa: F811
+def test_weights_do_not_depend_on_withheld_tags(line, tmp_path):
     cfg = train_config(line, max_epochs=2, withhold_tags=0.4)
     index = open_index(line)[0]
     withheld = [index.tag_row(tag) for tag in TAGS if is_withheld(tag, 0.4)]
@@ -273,7 +275,7 @@ def test_weights_do_not_depend_on_withheld_tags(line, tmp_path):  # noqa: F811
     assert all(torch.equal(clean[name], spoiled[name]) for name in clean)
 
 
-def test_validation_asks_at_most_val_tags_and_none_withheld(line):  # noqa: F811
+def test_validation_asks_at_most_val_tags_and_none_withheld(line):
     inputs = open_inputs(line, train_config(line).backbone)
     few = validation(inputs.index, inputs, train_config(line, val_tags=3))
     seen = validation(inputs.index, inputs, train_config(line, withhold_tags=0.4))
@@ -281,20 +283,20 @@ def test_validation_asks_at_most_val_tags_and_none_withheld(line):  # noqa: F811
     assert not any(is_withheld(inputs.index.tags[row], 0.4) for row in seen.tag_rows)
 
 
-def test_cuda_is_refused_where_there_is_none(line, monkeypatch):  # noqa: F811
+def test_cuda_is_refused_where_there_is_none(line, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ArtifactError, match="torch sees no CUDA device"):
         fit(train_config(line, run="cuda", device="cuda"))
 
 
 @pytest.mark.parametrize("objective", ["hinge", "hinge_random", "hinge_means"])
-def test_every_objective_learns(line, objective):  # noqa: F811
+def test_every_objective_learns(line, objective):
     run_dir = fit(train_config(line, run=f"learns-{objective}", objective=objective, max_epochs=6))
     values = [value for _, value in rows_of(run_dir)]
     assert max(values) > 0.28  # chance is 0.2
 
 
-def test_a_run_loads_where_its_part_logs_lie_beside_the_seal(line, undisturbed):  # noqa: F811
+def test_a_run_loads_where_its_part_logs_lie_beside_the_seal(line, undisturbed):
     run_dir = line.run("undisturbed")
     assert set(read_manifest(run_dir).files) == {"config.yaml", "towers.safetensors", "history.csv"}
     assert (run_dir / "logs" / "part-1" / "metrics.csv").is_file()

@@ -5,7 +5,6 @@ import pytest
 
 from crawl.records import TEST, TRAIN
 from features.inverted_index import open_index
-from tests.synthetic import line  # noqa: F401 - fixtures
 from tests.test_batches import ListedIndex
 from train.galleries import (
     answer,
@@ -81,7 +80,7 @@ def test_nothing_planted_at_all_is_no_question():
     assert len(within_tag_question(PlantedIndex(LISTS), TEST, known(0, 3)).tag_rows) == 0
 
 
-def test_planted_lists_of_a_real_index_hold_a_fifth_of_wrong_images(line):  # noqa: F811
+def test_planted_lists_of_a_real_index_hold_a_fifth_of_wrong_images(line):
     index = open_index(line)[0]
     question = within_tag_question(index, TEST, np.ones(index.num_tags, bool))
     for query, tag_row in enumerate(question.tag_rows):

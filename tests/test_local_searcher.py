@@ -10,29 +10,21 @@ from configs.generations import current_generation
 from crawl.tags import normalise_tags
 from features.tag_vectors import CarriedWords
 from serve.searchers.local import CurrentSearcher, LocalSearcher
-from tests.synthetic import (  # noqa: F401 - fixtures
-    AWKWARD,
-    NO_VECTOR,
-    PHRASE,
-    TAGS,
-    copy_line,
-    line,
-    one_thread,
-    records,
-    trained,
-)
+from tests.synthetic import AWKWARD, NO_VECTOR, PHRASE, TAGS, copy_line, records
 from tests.test_publish import index_again, published
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 RECORDS = {record.image_id: record for record in records()}
 
 
 @pytest.fixture(scope="module")
-def directory(trained):  # noqa: F811
+def directory(trained):
     return current_generation(trained.artifact("served") / "small", make="")
 
 
 @pytest.fixture(scope="module")
-def searcher(trained, directory):  # noqa: F811
+def searcher(trained, directory):
     return LocalSearcher(directory, trained.artifact("collection"), CarriedWords())
 
 
@@ -144,7 +136,7 @@ def test_one_unknown_word_leaves_the_known_tags_named(searcher):
     assert [near.word for near in answer.unknown] == ["wxyz"]
 
 
-def test_without_words_of_the_same_space_there_are_no_neighbours_by_meaning(trained, directory):  # noqa: F811
+def test_without_words_of_the_same_space_there_are_no_neighbours_by_meaning(trained, directory):
     class OtherWords(CarriedWords):
         def __init__(self):
             super().__init__()
@@ -154,7 +146,7 @@ def test_without_words_of_the_same_space_there_are_no_neighbours_by_meaning(trai
     assert searcher.near("puppy").by_meaning == ()
 
 
-def test_where_no_tag_has_a_vector_nothing_is_predicted_and_nothing_raised(trained, directory, monkeypatch):  # noqa: F811
+def test_where_no_tag_has_a_vector_nothing_is_predicted_and_nothing_raised(trained, directory, monkeypatch):
     searcher = LocalSearcher(directory, trained.artifact("collection"), CarriedWords())
     monkeypatch.setattr(searcher._vectors, "known", np.zeros(searcher.num_tags, dtype=bool))
     assert searcher.near("puppy").by_meaning == ()
@@ -226,7 +218,7 @@ def test_the_picture_is_the_one_of_the_shard(searcher):
 
 
 @pytest.fixture
-def own(trained, tmp_path):  # noqa: F811
+def own(trained, tmp_path):
     return copy_line(trained, tmp_path)
 
 

@@ -10,15 +10,17 @@ import torch
 import train.fit
 import train.module
 from configs.artifacts import ArtifactError
-from tests.synthetic import line, one_thread, train_config  # noqa: F401 - fixtures
+from tests.synthetic import train_config
 from train.fit import fit, open_inputs, train_towers
 from train.module import AtomicCheckpoints, TrainingDiverged, TwoTowerModule
 from train.objectives import open_objective
 from train.towers import TwoTowers
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 @pytest.fixture
-def inputs(line):  # noqa: F811
+def inputs(line):
     found = open_inputs(line, train_config(line).backbone)
     found.__dict__["features"] = np.array(found.features)  # a copy that a test may spoil
     return found
@@ -43,13 +45,13 @@ def spoil(inputs, monkeypatch, at_epoch):
     monkeypatch.setattr(TwoTowerModule, "on_train_epoch_start", spoiled)
 
 
-def test_a_loss_that_is_not_finite_stops_with_epoch_and_batch_named(inputs, line, tmp_path, monkeypatch):  # noqa: F811
+def test_a_loss_that_is_not_finite_stops_with_epoch_and_batch_named(inputs, line, tmp_path, monkeypatch):
     spoil(inputs, monkeypatch, at_epoch=1)
     with pytest.raises(TrainingDiverged, match=r"at epoch 1, batch 0\. The checkpoints of epoch 0 are kept"):
         train_towers(inputs, train_config(line), tmp_path)
 
 
-def test_the_checkpoint_before_the_divergence_stays_good(inputs, line, tmp_path, monkeypatch):  # noqa: F811
+def test_the_checkpoint_before_the_divergence_stays_good(inputs, line, tmp_path, monkeypatch):
     spoil(inputs, monkeypatch, at_epoch=1)
     with pytest.raises(TrainingDiverged):
         train_towers(inputs, train_config(line), tmp_path)
@@ -59,19 +61,19 @@ def test_the_checkpoint_before_the_divergence_stays_good(inputs, line, tmp_path,
         assert all(torch.isfinite(tensor).all() for tensor in kept["state_dict"].values())
 
 
-def test_a_divergence_in_the_first_epoch_claims_no_checkpoint(inputs, line, tmp_path, monkeypatch):  # noqa: F811
+def test_a_divergence_in_the_first_epoch_claims_no_checkpoint(inputs, line, tmp_path, monkeypatch):
     spoil(inputs, monkeypatch, at_epoch=0)
     with pytest.raises(TrainingDiverged, match="There is no checkpoint yet"):
         train_towers(inputs, train_config(line), tmp_path)
 
 
-def test_a_divergence_names_the_way_out(inputs, line, tmp_path, monkeypatch):  # noqa: F811
+def test_a_divergence_names_the_way_out(inputs, line, tmp_path, monkeypatch):
     spoil(inputs, monkeypatch, at_epoch=0)
     with pytest.raises(TrainingDiverged, match=r"Lower learning_rate=0\.01.*run="):
         train_towers(inputs, train_config(line), tmp_path)
 
 
-def test_the_first_bad_batch_is_named_though_the_host_looks_later(line):  # noqa: F811
+def test_the_first_bad_batch_is_named_though_the_host_looks_later(line):
     module = new_module(train_config(line))
     module._first_bad, module._loss_sum = torch.tensor(-1), torch.tensor(0.0)
     for step, loss in enumerate([1.0, float("inf"), float("nan"), 1.0], start=1):
@@ -80,17 +82,17 @@ def test_the_first_bad_batch_is_named_though_the_host_looks_later(line):  # noqa
 
 
 @pytest.mark.parametrize("learning_rate", [1e30, 1e38])
-def test_weights_that_break_after_the_last_look_stop_the_training_too(inputs, line, tmp_path, learning_rate):  # noqa: F811
+def test_weights_that_break_after_the_last_look_stop_the_training_too(inputs, line, tmp_path, learning_rate):
     cfg = train_config(line, optimizer="sgd", learning_rate=learning_rate, batch_size=10_000)  # one step an epoch
     with pytest.raises(TrainingDiverged):
         train_towers(inputs, cfg, tmp_path)
 
 
-def test_features_stay_out_of_the_checkpoint(line):  # noqa: F811
+def test_features_stay_out_of_the_checkpoint(line):
     assert {name.split(".")[0] for name in new_module(train_config(line)).state_dict()} == {"towers"}
 
 
-def test_a_checkpoint_that_cannot_be_written_stops_with_the_way_out(inputs, line, tmp_path, monkeypatch):  # noqa: F811
+def test_a_checkpoint_that_cannot_be_written_stops_with_the_way_out(inputs, line, tmp_path, monkeypatch):
     def full(path, content):
         raise OSError(28, "No space left on device")
 
@@ -114,7 +116,7 @@ class Armed:
 @pytest.mark.parametrize(
     "write", [lambda path, armed: path.write_bytes(pickle.dumps(armed, 2)), lambda p, a: torch.save(a, p)]
 )
-def test_an_armed_checkpoint_fires_nothing(line, tmp_path, write):  # noqa: F811
+def test_an_armed_checkpoint_fires_nothing(line, tmp_path, write):
     cfg = train_config(line, run=f"armed-{tmp_path.name}")
     last = prepared_run(cfg) / "checkpoints" / "last.ckpt"
     write(last, Armed(tmp_path / "fired"))
@@ -130,7 +132,7 @@ def prepared_run(cfg):
     return checkpoints.parent
 
 
-def test_a_half_written_checkpoint_is_refused_with_the_way_out(line, tmp_path):  # noqa: F811
+def test_a_half_written_checkpoint_is_refused_with_the_way_out(line, tmp_path):
     cfg = train_config(line, run=f"half-{tmp_path.name}")
     last = prepared_run(cfg) / "checkpoints" / "last.ckpt"
     torch.save({"state_dict": {"a": torch.ones(1000)}}, last)

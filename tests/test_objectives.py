@@ -9,6 +9,7 @@ from train.objectives.hinge import hinge_loss
 from train.objectives.hinge_means import hinge_means_loss
 from train.objectives.hinge_random import hinge_random_loss
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 MARGIN = 0.3
 
 

@@ -19,13 +19,19 @@ from serve.app import create_app
 from serve.config import PublishConfig
 from serve.publish import publish
 from serve.searchers.local import CurrentSearcher
-from tests.synthetic import one_thread  # noqa: F401 - a fixture
 from tests.tiny import HISTOGRAM, crawl_config, histogram_config
 from train.config import EvaluateConfig, TrainConfig
 from train.evaluate import evaluate
 from train.fit import fit
 
-COLOURS = {"warm/red": (200, 40, 40), "warm/yellow": (210, 200, 40), "cold/blue": (40, 60, 200), "cold/green": (30, 170, 60)}
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+COLOURS = {
+    "warm/red": (200, 40, 40),
+    "warm/yellow": (210, 200, 40),
+    "cold/blue": (40, 60, 200),
+    "cold/green": (30, 170, 60),
+}
 NUM_PICTURES = 120
 
 

@@ -19,22 +19,16 @@ from features.config import IndexConfig, TagVectorsConfig, WordsConfig
 from features.embed_tags import embed
 from features.inverted_index import FILES, open_index
 from serve.config import PublishConfig
-from serve.publish import publish, rank_postings
-from tests.synthetic import (  # noqa: F401 - fixtures
-    TAGS,
-    copy_line,
-    line,
-    one_thread,
-    records,
-    trained,
-    write_synthetic_collection,
-)
+from serve.publish import publish, rank_postings, records_table
+from tests.synthetic import TAGS, copy_line, records, write_synthetic_collection
 from tests.test_batches import ListedIndex
 from train.towers import load_towers, save_towers
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 @pytest.fixture
-def own(trained, tmp_path):  # noqa: F811
+def own(trained, tmp_path):
     """A copy of the trained line that a test may change."""
     return copy_line(trained, tmp_path)
 
@@ -66,7 +60,7 @@ def test_ranked_lists_fall_by_score_with_ties_by_ascending_row(lists, seed):
         assert ranked[index.offsets[row] : index.offsets[row + 1]].tolist() == expected
 
 
-def test_a_generation_links_the_index_it_answers_from(trained):  # noqa: F811
+def test_a_generation_links_the_index_it_answers_from(trained):
     directory = published(trained)
     index = open_index(trained)[0]
     assert all(os.path.samefile(directory / name, index.directory / name) for name in FILES)
@@ -81,7 +75,7 @@ def test_where_files_cannot_be_linked_they_are_copied(own, monkeypatch):
     assert verify(published(own)) == []
 
 
-def test_publishing_again_changes_nothing(trained, caplog):  # noqa: F811
+def test_publishing_again_changes_nothing(trained, caplog):
     first = published(trained)
     before = (first / "manifest.json").stat().st_mtime_ns
     with caplog.at_level("INFO", "serve.publish"):
@@ -90,12 +84,12 @@ def test_publishing_again_changes_nothing(trained, caplog):  # noqa: F811
     assert (first / "manifest.json").stat().st_mtime_ns == before
 
 
-def test_publishing_again_reads_no_features(trained, monkeypatch):  # noqa: F811
+def test_publishing_again_reads_no_features(trained, monkeypatch):
     monkeypatch.setattr(train.fit.FeatureStore, "gather", None)
     assert published(trained)
 
 
-def test_a_tag_without_a_vector_has_no_embedding(trained):  # noqa: F811
+def test_a_tag_without_a_vector_has_no_embedding(trained):
     directory = published(trained)
     lengths = np.linalg.norm(np.load(directory / "tag_embeddings.npy"), axis=1)
     assert (lengths > 0).tolist() == np.load(directory / "known.npy").tolist()
@@ -149,8 +143,6 @@ def test_an_image_taken_down_is_not_published(own):
 
 
 def test_tags_of_a_later_row_are_united_with_the_first(own):
-    from serve.publish import records_table
-
     index = open_index(own)[0]
     collection = Collection(own.artifact("collection"))
     table = collection.table
@@ -169,6 +161,6 @@ def test_tags_of_a_later_row_are_united_with_the_first(own):
     assert set(tags) > {tag for tag in tags if tag in TAGS}
 
 
-def test_a_missing_run_is_refused_with_the_command_that_makes_it(trained):  # noqa: F811
+def test_a_missing_run_is_refused_with_the_command_that_makes_it(trained):
     with pytest.raises(ArtifactError, match=r'no finished run artifact.*make train ARGS="run=nowhere"'):
         publish(PublishConfig(trained, "nowhere"))

@@ -18,7 +18,7 @@ def words(text):
     return list(parse(text, known).words)
 
 
-awkward = st.text(st.sampled_from("ab \",'_-ßﬁ猫ü\u0301\u200d\u3000＿“"), max_size=8)
+awkward = st.text(st.sampled_from("ab \",'_-ßﬁ猫ü\u0301\u200d\u3000\uff3f“"), max_size=8)
 any_tag = st.one_of(st.text(max_size=120), awkward).map(normalise_tag).filter(bool)
 
 

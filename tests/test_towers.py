@@ -93,8 +93,8 @@ def test_the_activation_is_saved_with_the_weights(tmp_path):
     assert isinstance(load_towers(tmp_path / "t").tag.activation, torch.nn.Identity)
 
 
-def test_towers_load_without_lightning_and_hydra():
-    code = "import sys, train.towers; sys.exit(bool({'pytorch_lightning', 'hydra'} & {*sys.modules} - {'hydra'}))"
+def test_towers_load_without_lightning():
+    code = "import sys, train.towers; sys.exit('pytorch_lightning' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

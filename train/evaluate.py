@@ -196,22 +196,23 @@ def summarise(question: Question, answers: Mapping[str, Answer], resamples: int)
 def table(metrics: Mapping[str, Any], cutoffs: list[int]) -> str:
     """Return the terminal's table of all questions."""
     k = cutoffs[len(cutoffs) // 2]
-    columns = ["map", "auc", f"map@{k}", f"precision@{k}", f"recall@{k}", f"hit_rate@{k}", f"ndcg@{k}", "mrr"]
+    columns = [f"map@{k}", f"precision@{k}", f"recall@{k}", f"hit_rate@{k}", f"ndcg@{k}", "mrr"]
+    heads = "".join(f"  {column:>6}" for column in columns)
     lines = []
     for name, summary in metrics["questions"].items():
         lines.append(
             f"\n{name}: {summary['num_queries']} tags, {summary['num_candidates']} images, "
             f"lists of {summary['mean_list']:.0f} with {summary['mean_relevant']:.1f} relevant on average"
         )
-        lines.append(f"{'system':22}{'mAP (95 % interval)':>24}{'AUC (95 % interval)':>24}" + _heads(columns[2:]))
+        lines.append(f"{'system':20}{'mAP (95 % interval)':>21}{'AUC (95 % interval)':>21}{heads}")
         for system, values in summary["systems"].items():
-            cells = "".join(f"{values[c]['mean']:>14.3f}" if c in values else f"{'-':>14}" for c in columns[2:])
-            lines.append(f"{system:22}{_with_interval(values, 'map'):>24}{_with_interval(values, 'auc'):>24}{cells}")
+            cells = "".join(f"  {_mean(values, column):>{max(len(column), 6)}}" for column in columns)
+            lines.append(f"{system:20}{_with_interval(values, 'map'):>21}{_with_interval(values, 'auc'):>21}{cells}")
     return "\n".join(lines) + "\n"
 
 
-def _heads(columns: list[str]) -> str:
-    return "".join(f"{column:>14}" for column in columns)
+def _mean(values: Mapping[str, Any], metric: str) -> str:
+    return f"{values[metric]['mean']:.3f}" if metric in values else "-"
 
 
 def _with_interval(values: Mapping[str, Any], metric: str) -> str:

@@ -27,6 +27,7 @@ from configs.artifacts import (
     Manifest,
     atomic_write,
     digest,
+    exclusive,
     file_sha256,
     read_manifest,
     remove_partials,
@@ -91,7 +92,7 @@ def open_run_dir(cfg: TrainConfig, recipe: str) -> tuple[Path, Manifest | None]:
     run_dir = cfg.paths.run(cfg.run)
     saved = run_dir / "config.yaml"
     text = f"# recipe {recipe}\n{OmegaConf.to_yaml(OmegaConf.create(resolved(cfg)))}"
-    if saved.is_file() and saved.read_text(encoding="utf-8") != text:
+    if saved.is_file() and saved.read_text(encoding="utf-8").splitlines()[:1] != text.splitlines()[:1]:
         raise ArtifactError(
             f"run '{cfg.run}' in '{run_dir}' has another config or other inputs: {_difference(saved, text)}. "
             "Choose another name with run=<name>, or delete that directory."
@@ -247,11 +248,18 @@ def train_towers(inputs: Inputs, cfg: TrainConfig, run_dir: Path) -> TwoTowerMod
 def fit(cfg: TrainConfig) -> Path:
     """Train one run and return its directory. Callable from tests without Hydra."""
     inputs = open_inputs(cfg.paths, cfg.backbone)
-    recipe = digest([resolved(cfg), inputs.content, inputs.spaces])
+    config = {name: value for name, value in resolved(cfg).items() if name != "paths"}  # which may be moved
+    recipe = digest([config, inputs.content, inputs.spaces])
     run_dir, finished = open_run_dir(cfg, recipe)
     if finished is not None:
         log.info("already done: %s, val_map %.4f", run_dir, finished.facts["val_map"])
         return run_dir
+    with exclusive(run_dir):
+        _fit(cfg, inputs, run_dir, recipe)
+    return run_dir
+
+
+def _fit(cfg: TrainConfig, inputs: Inputs, run_dir: Path, recipe: str) -> None:
     for folder in (run_dir, run_dir / "checkpoints"):
         if folder.is_dir():
             remove_partials(folder)
@@ -271,7 +279,6 @@ def fit(cfg: TrainConfig) -> Path:
         recipe=recipe,
     )
     log.info("run %s: val_map %.4f at epoch %d of %d", run_dir, best["val_map"], best["epoch"], len(module.history))
-    return run_dir
 
 
 register("train", TrainConfig)

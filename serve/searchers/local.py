@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from rapidfuzz import fuzz, process
+from rapidfuzz import process
+from rapidfuzz.distance import OSA
 
 from configs.artifacts import ArtifactError, map_array, open_artifact, read_manifest
 from configs.compose import Paths
 from configs.generations import current_generation
-from crawl.records import Record, from_row
+from crawl.records import SPLITS, Record, from_row
 from crawl.shards import JpegReader
 from crawl.tags import normalise_tags
 from features.config import WordsConfig
@@ -33,7 +34,7 @@ from train.ranking import top_k
 log = logging.getLogger(__name__)
 NEAR_TAGS = 5
 PREDICTED_TAGS = 12
-MIN_SPELLING = 60.0  # of 100, below which two spellings have nothing in common
+MIN_SPELLING = 0.5  # of 1, below which two spellings have nothing in common
 
 
 class LocalSearcher:
@@ -98,15 +99,19 @@ class LocalSearcher:
 
     def near(self, word: str) -> Near:
         """Return the tags nearest to a word that is none, by spelling and by the meaning of its word vector."""
-        found = process.extract(
-            word, self._index.tags, scorer=fuzz.ratio, limit=NEAR_TAGS, score_cutoff=MIN_SPELLING, processor=None
-        )
-        spelled = tuple(self._count(row) for _, _, row in found)
+        spelled = self._spelled_like(word)
         vector = None if self._words is None else vector_of_tag(word, self._words)
         if vector is None:
             return Near(word, spelled, ())
         scores = self._vectors.vectors @ vector
         return Near(word, spelled, tuple(self._scored(scores, NEAR_TAGS)))
+
+    def _spelled_like(self, word: str) -> tuple[TagCount, ...]:
+        """Return the tags the fewest slips away (a swap of neighbours is one slip), of equals the most frequent."""
+        scorer = OSA.normalized_similarity
+        found = process.extract(word, self._index.tags, scorer=scorer, limit=50, score_cutoff=MIN_SPELLING)
+        best = sorted(found, key=lambda match: (-match[1], -self._index.document_frequency[match[2]]))
+        return tuple(self._count(row) for _, _, row in best[:NEAR_TAGS])
 
     def _scored(self, scores: np.ndarray, limit: int) -> list[ScoredTag]:
         scores = np.where(self._vectors.known, scores, -2.0)
@@ -136,7 +141,9 @@ class LocalSearcher:
             return None
         record = self._records_of(np.array([row]))[0]
         predicted = self._scored(self._tags @ self._embeddings[row].astype(np.float32), PREDICTED_TAGS)
-        return ImageDetails(_hit(record, 0.0), vars(record) | {"split": int(self._index.splits[row])}, tuple(predicted))
+        return ImageDetails(
+            _hit(record, 0.0), vars(record) | {"split": SPLITS[self._index.splits[row]]}, tuple(predicted)
+        )
 
     def jpeg(self, image_id: str) -> bytes | None:
         """Return the stored JPEG, or None where there is no such image."""
