@@ -9,6 +9,8 @@ PORT ?= 8000
 B ?=
 PYTHON := .venv/bin/python
 READY := .venv/.ready
+# One thread a request: eight of them with a pool of threads each would fight for the cores.
+SERVE := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(PYTHON) -m serve
 SAMPLE := paths.data=data/sample paths.runs=runs/sample
 export PYTHONUNBUFFERED := 1
 
@@ -19,17 +21,23 @@ help: ## list the targets
 	@sed -n 's/^\([a-z_]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  make %-15s %s\n", $$1, $$2 }'
 
 demo: sample ## the sample collection through every stage, then the search page on localhost
-	@$(PYTHON) -m serve $(SAMPLE) port=$(PORT)
+	@$(SERVE) $(SAMPLE) port=$(PORT)
 
-sample: $(READY) ## the sample collection through every stage, in data/sample and runs/sample
+sample: runs/sample/.made ## the sample collection through every stage, in data/sample and runs/sample
+
+# Made anew where code, configs or the collection are newer, or where the artifacts are gone; each stage knows by itself
+# what is done already.
+ifeq ($(wildcard data/sample/collection/manifest.json),)
+.PHONY: runs/sample/.made
+endif
+runs/sample/.made: $(READY) $(shell git ls-files 'configs/*' 'crawl/*' 'features/*' 'train/*' 2>/dev/null)
+	$(if $(ARGS),$(error demo and sample take no ARGS; run the stages one by one with ARGS="... $(SAMPLE)"))
 	@$(PYTHON) -m crawl.collect source=sample $(SAMPLE)
-	@$(PYTHON) -m features.build_index $(SAMPLE)
-	@$(PYTHON) -m features.embed_tags $(SAMPLE)
-	@$(PYTHON) -m features.extract $(SAMPLE)
-	@$(PYTHON) -m features.extract backbone=color_histogram $(SAMPLE)
+	@$(PYTHON) -m features $(SAMPLE)
 	@$(PYTHON) -m train.fit $(SAMPLE)
 	@$(PYTHON) -m train.evaluate $(SAMPLE)
 	@$(PYTHON) -m serve.publish $(SAMPLE)
+	@touch $@
 
 crawl: $(READY) ## bring images in: ARGS="source=folder source.path=pictures"
 	@$(PYTHON) -m crawl.collect $(ARGS)
@@ -44,11 +52,7 @@ image_features: $(READY) ## extract features of new images: ARGS="backbone=resne
 	@$(PYTHON) -m features.extract $(ARGS)
 
 features: $(READY) ## index, tag_vectors, image_features and the colour histograms of evaluation
-	@case "$(ARGS)" in *@*) echo "error: features is three stages; give @file to index, tag_vectors, image_features" >&2; exit 2;; esac
-	@$(PYTHON) -m features.build_index $(filter paths.%,$(ARGS))
-	@$(PYTHON) -m features.embed_tags $(filter paths.% words%,$(ARGS))
-	@$(PYTHON) -m features.extract $(filter-out words%,$(ARGS))
-	@$(PYTHON) -m features.extract backbone=color_histogram $(filter paths.%,$(ARGS))
+	@$(PYTHON) -m features $(ARGS)
 
 train: $(READY) ## fit the two towers: ARGS="objective=hinge margin=0.3 run=wide"
 	@$(PYTHON) -m train.fit $(ARGS)
@@ -60,13 +64,13 @@ publish: $(READY) ## embed all images with a run: ARGS="run=wide"
 	@$(PYTHON) -m serve.publish $(ARGS)
 
 serve: $(READY) ## publish where stale, then the search page: PORT=8000 ARGS="run=wide"
-	@$(PYTHON) -m serve port=$(PORT) $(ARGS)
+	@$(SERVE) port=$(PORT) $(ARGS)
 
 verify: $(READY) ## compare every artifact with its hashes
 	@$(PYTHON) -m configs.verify $(ARGS)
 
 bench: $(READY) ## run a benchmark of tests/bench: B=gate
-	@test -n "$(B)" || { echo "error: name a benchmark, B=one of:"; ls tests/bench/*.py | sed 's,.*/\(.*\).py,  \1,'; exit 2; }
+	@test -n "$(B)" || { echo "error: name a benchmark, B=one of:"; ls tests/bench/*.py | sed 's,.*/\(.*\).py,  \1,' | grep -v result; exit 2; }
 	@$(PYTHON) -m tests.bench.$(B) $(ARGS)
 
 test: $(READY) lint ## everything that proves it

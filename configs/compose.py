@@ -53,6 +53,17 @@ class Paths:
         return Path(self.runs) / name
 
 
+def is_name(text: str) -> bool:
+    """Tell whether a text may name a directory of ours: letters, digits, `.`, `_`, `-`, no dot first."""
+    return bool(text) and not text.startswith(".") and all(char.isalnum() or char in "._-" for char in text)
+
+
+def check_name(key: str, value: str) -> None:
+    """Refuse a value that is no name, such as one that leads out of its folder."""
+    if not is_name(value):
+        raise ValueError(f"{key} must be a name of letters, digits, '.', '_' and '-', got {value!r}")
+
+
 def register(stage: str, schema: type, groups: dict[str, type] | None = None) -> None:
     """Make `<stage>_schema`, and a schema per group option (`source/folder`), known to Hydra."""
     store = ConfigStore.instance()
@@ -122,6 +133,17 @@ def expand_argument_files(arguments: list[str]) -> list[str]:
     return expanded
 
 
+def refuse_hydra_outputs(arguments: list[str]) -> list[str]:
+    """Return the arguments, or refuse those by which Hydra would run several jobs or write files of its own."""
+    for argument in arguments:
+        name = argument.lstrip("+~").partition("=")[0].split("/")[0].split(".")[0]
+        if argument in ("-m", "--multirun") or name == "hydra":
+            raise ConfigError(f"`{argument}` is refused: a stage runs once and writes nothing but its artifact")
+        if argument.startswith("~"):
+            raise ConfigError(f"`{argument}` is refused: every key has a value; give the one you want instead")
+    return arguments
+
+
 def run_stage(stage: Callable[[T], object], schema: type[T], name: str) -> None:
     """Run a stage from the command line: overrides in, one line on standard error where it cannot go on."""
 
@@ -138,7 +160,9 @@ def run_stage(stage: Callable[[T], object], schema: type[T], name: str) -> None:
             raise SystemExit(f"error: {error}; nothing finished was harmed, run the same command again") from None
 
     try:
-        sys.argv[1:] = expand_argument_files(sys.argv[1:])
+        sys.argv[1:] = refuse_hydra_outputs(expand_argument_files(sys.argv[1:]))
+        main()
     except ConfigError as error:
         raise SystemExit(f"error: {error}") from None
-    main()
+    except KeyboardInterrupt:
+        raise SystemExit("stopped; the same command goes on from here") from None

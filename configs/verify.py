@@ -34,6 +34,9 @@ def main(arguments: list[str]) -> int:
     if unknown := sorted(given.keys() - {"paths.data", "paths.runs"}):
         print(f"error: verify takes paths.data= and paths.runs=, not {', '.join(unknown)}", file=sys.stderr)
         return 2
+    if absent := sorted(path for path in given.values() if not Path(path).is_dir()):
+        print(f"error: no such folder: {', '.join(absent)}", file=sys.stderr)
+        return 2
     roots = [Path(given.get("paths.data", "data")), Path(given.get("paths.runs", "runs"))]
     directories = artifacts(roots)
     problems = [line for directory in tqdm(directories, desc="verify", unit="artifact") for line in verify(directory)]

@@ -14,6 +14,8 @@ from serve.publish import publish
 from serve.searchers.local import CurrentSearcher
 
 log = logging.getLogger(__name__)
+# Every request is a GET, so a body is a mistake or worse; idle connections go after half a minute.
+LIMITS = {"max_request_body_size": 1024, "connection_limit": 1000, "channel_timeout": 30, "ident": None}
 
 
 def serve(cfg: ServeConfig) -> None:
@@ -21,13 +23,14 @@ def serve(cfg: ServeConfig) -> None:
     publish(PublishConfig(cfg.paths, cfg.run))
     app = create_app(CurrentSearcher(cfg.paths, cfg.run))
     try:
-        server = waitress.create_server(app, host=cfg.host, port=cfg.port, threads=cfg.threads, ident=None)
-    except OSError as error:
+        server = waitress.create_server(app, host=cfg.host, port=cfg.port, threads=cfg.threads, **LIMITS)
+    except (OSError, ValueError) as error:
         raise ArtifactError(
-            f"cannot listen on {cfg.host}:{cfg.port} ({error.strerror}); choose another with PORT=<port>"
+            f"cannot listen on {cfg.host}:{cfg.port} ({error}); choose another with PORT=<port> or host=<address>"
         ) from error
     shown = "localhost" if cfg.host in ("127.0.0.1", "0.0.0.0") else cfg.host  # noqa: S104 - compared, not bound
-    log.info("searching run '%s' at http://%s:%s (Ctrl-C stops)", cfg.run, shown, server.effective_port)
+    port = getattr(server, "effective_port", cfg.port)  # a name with two addresses has no single one
+    log.info("searching run '%s' at http://%s:%s (Ctrl-C stops)", cfg.run, shown, port)
     server.run()
 
 

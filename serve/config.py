@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from configs.compose import Paths
+from configs.compose import Paths, check_name
 
 
 @dataclass
@@ -13,6 +13,9 @@ class PublishConfig:
 
     paths: Paths = field(default_factory=Paths)
     run: str = "baseline"  # name of the run under paths.runs
+
+    def __post_init__(self) -> None:
+        check_name("run", self.run)
 
 
 @dataclass
@@ -26,6 +29,7 @@ class ServeConfig:
     threads: int = 8  # requests answered at once
 
     def __post_init__(self) -> None:
+        check_name("run", self.run)
         if not 0 <= self.port <= 65535:
             raise ValueError(f"port must lie in 0..65535 (0: any free one), got {self.port}")
         if self.threads < 1:

@@ -21,6 +21,7 @@ from configs.artifacts import (
     Manifest,
     atomic_open,
     digest,
+    open_artifact,
     save_array,
     seal,
 )
@@ -30,11 +31,11 @@ from crawl.records import SCHEMA
 from crawl.shards import Collection
 from features.inverted_index import FILES, InvertedIndex
 from serve.config import PublishConfig
-from train.evaluate import open_run
+from train.runs import open_run
 from train.towers import embed
 
 log = logging.getLogger(__name__)
-PUBLISH_VERSION = 1
+PUBLISH_VERSION = 2
 EMBEDDINGS, TAG_EMBEDDINGS, RANKED, RECORDS = "embeddings.npy", "tag_embeddings.npy", "ranked.npy", "records.arrow"
 TAG_VECTOR_FILES = ("vectors.npy", "known.npy")
 
@@ -92,6 +93,7 @@ def publish(cfg: PublishConfig) -> Path:
     collection = Collection(cfg.paths.artifact("collection"))
     recipe = digest([PUBLISH_VERSION, run.content_id, inputs.content, collection.content_id])
     vectors_dir = current_generation(cfg.paths.artifact("tag_vectors"), make="make tag_vectors")
+    words = open_artifact(vectors_dir, "tag_vectors", make="make tag_vectors").config
 
     def write(directory: Path) -> Manifest:
         index = inputs.index
@@ -119,7 +121,12 @@ def publish(cfg: PublishConfig) -> Path:
             files=[EMBEDDINGS, TAG_EMBEDDINGS, RANKED, RECORDS, *FILES, *TAG_VECTOR_FILES],
             must_match=inputs.spaces,
             provenance={"run": run.content_id, "collection": collection.content_id, **inputs.content},
-            facts={"num_images": index.num_images, "num_tags": index.num_tags, "val_map": run.facts["val_map"]},
+            facts={
+                "num_images": index.num_images,
+                "num_tags": index.num_tags,
+                "val_map": run.facts["val_map"],
+                "words": words["words"],  # the table in which unknown words are looked up
+            },
             recipe=recipe,
         )
 

@@ -8,6 +8,7 @@ from crawl.records import VAL
 from tests.synthetic import GATE, evaluate_config
 from train.baselines import RIDGE_STRENGTHS, Ridge, Standardiser, choose_ridge, class_mean, unit_rows
 from train.ranking import Scorer
+from train.runs import open_run
 
 
 def plain(width):
@@ -90,6 +91,6 @@ def test_the_strength_is_chosen_on_val_images_alone(trained, monkeypatch):
         return choose(ridge, train_lists, gallery, judge)
 
     monkeypatch.setattr(train.evaluate, "choose_ridge", watched)
-    towers, _, inputs = train.evaluate.open_run(trained, "small")
+    towers, _, inputs = open_run(trained, "small")
     train.evaluate.open_systems(evaluate_config(trained), towers, inputs, GATE)
     assert (inputs.index.splits[galleries[0]] == VAL).all()

@@ -20,7 +20,15 @@ import serve.publish  # noqa: F401
 import train.evaluate
 import train.fit  # noqa: F401 - importing a stage registers its schema
 from configs.artifacts import ArtifactError
-from configs.compose import CONFIG_DIR, ConfigError, expand_argument_files, resolved, run_stage, typed
+from configs.compose import (
+    CONFIG_DIR,
+    ConfigError,
+    expand_argument_files,
+    refuse_hydra_outputs,
+    resolved,
+    run_stage,
+    typed,
+)
 from crawl.config import CrawlConfig, FolderSource, GateOptions, TableSource, WebDatasetSource
 from features.config import BackboneConfig, ImageFeaturesConfig, IndexConfig, TagVectorsConfig, WordsConfig
 from serve.config import PublishConfig, ServeConfig
@@ -270,3 +278,17 @@ def test_every_config_has_a_docstring_of_its_own(schema):
     assert schema.__doc__
     assert not schema.__doc__.startswith(f"{schema.__name__}(")
     assert fields(schema)
+
+
+@pytest.mark.parametrize("experiment", ["original", "random_negative"])
+def test_a_group_on_the_command_line_wins_over_the_experiment(experiment):
+    assert composed("train", f"experiment={experiment}", "objective=hinge").objective == "hinge"
+    assert composed("train", f"experiment={experiment}").objective != "hinge"
+
+
+@pytest.mark.parametrize(
+    "argument", ["-m", "--multirun", "hydra.output_subdir=.hydra", "+hydra.foo=1", "~margin", "hydra/job_logging=x"]
+)
+def test_what_would_let_hydra_write_or_drop_a_key_is_refused(argument):
+    with pytest.raises(ConfigError, match="is refused"):
+        refuse_hydra_outputs([argument])

@@ -1,5 +1,6 @@
 """README tells the truth: its commands, overrides, reasons and files exist."""
 
+import json
 import re
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -82,3 +83,25 @@ def test_benchmarks_named_exist():
 
 def test_no_figure_is_left_to_fill_in():
     assert "@@" not in README
+
+
+def reference(name):
+    return json.loads((ROOT / "tests" / "reference" / f"{name}.json").read_text(encoding="utf-8"))["figures"]
+
+
+def cell(figure):
+    return f"{figure['mean']:.3f} ({figure['low']:.3f}-{figure['high']:.3f})"
+
+
+@pytest.mark.parametrize("system", ["default", "ridge", "class_mean", "class_mean_histogram", "random", "original"])
+def test_the_results_table_shows_what_the_benchmark_found(system):
+    row = next(line for line in README.splitlines() if line.startswith("|") and f"`{system}`" in line)
+    sample, photographs = reference("quality_sample"), reference("quality_coco")
+    cells = [each.strip() for each in row.strip("|").split("|")][1:]
+    assert cells == [
+        cell(sample[f"gallery/{system}/map"]),
+        cell(sample[f"within_tag/{system}/auc"]),
+        cell(photographs[f"gallery/{system}/map"]),
+        cell(photographs[f"within_tag/{system}/auc"]),
+        cell(photographs[f"labels/{system}/auc"]),
+    ]

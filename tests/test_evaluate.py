@@ -117,7 +117,7 @@ def test_what_was_trained_and_every_floor_beat_chance(metrics):
 
 def test_every_file_is_sealed(directory):
     assert verify(directory) == []
-    assert {path.name for path in directory.iterdir()} == {*read_manifest(directory).files, "manifest.json"}
+    assert {path.name for path in directory.iterdir()} == {*read_manifest(directory).files, "manifest.json", ".lock"}
 
 
 def test_a_second_evaluation_says_done_with_the_table(trained, directory, caplog):
@@ -136,7 +136,7 @@ def test_other_options_judge_anew_and_leave_no_file_behind(own):
     manifest["files"]["gallery.old.run"] = {}
     (directory / "manifest.json").write_text(json.dumps(manifest))
     evaluate(evaluate_config(own, cutoffs=[1, 2]))
-    assert {path.name for path in directory.iterdir()} == {*read_manifest(directory).files, "manifest.json"}
+    assert {path.name for path in directory.iterdir()} == {*read_manifest(directory).files, "manifest.json", ".lock"}
 
 
 LATER = BackboneConfig(name="later", architecture="synthetic", width=WIDTH, resize_px=96, crop_px=96)

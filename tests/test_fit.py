@@ -20,8 +20,9 @@ from features.image_features import FeatureStore
 from features.inverted_index import open_index
 from tests.synthetic import TAGS, copy_line, train_config
 from train.batches import is_withheld
-from train.fit import fit, judge_on, open_inputs, train_towers, validation
+from train.fit import fit, judge_on, train_towers, validation
 from train.module import AtomicCheckpoints, TwoTowerModule
+from train.runs import open_inputs
 from train.towers import load_towers
 
 pytestmark = pytest.mark.usefixtures("one_thread")

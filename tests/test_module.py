@@ -11,9 +11,10 @@ import train.fit
 import train.module
 from configs.artifacts import ArtifactError
 from tests.synthetic import train_config
-from train.fit import fit, open_inputs, train_towers
+from train.fit import fit, train_towers
 from train.module import AtomicCheckpoints, TrainingDiverged, TwoTowerModule
 from train.objectives import open_objective
+from train.runs import open_inputs
 from train.towers import TwoTowers
 
 pytestmark = pytest.mark.usefixtures("one_thread")

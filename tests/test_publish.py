@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import train.fit
+import train.runs
 from configs.artifacts import ArtifactError, read_manifest, verify
 from configs.generations import current_generation, generations
 from crawl.records import Record
@@ -85,7 +85,7 @@ def test_publishing_again_changes_nothing(trained, caplog):
 
 
 def test_publishing_again_reads_no_features(trained, monkeypatch):
-    monkeypatch.setattr(train.fit.FeatureStore, "gather", None)
+    monkeypatch.setattr(train.runs.FeatureStore, "gather", None)
     assert published(trained)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from configs.compose import Paths
+from configs.compose import Paths, check_name, is_name
 from features.config import DEVICES, BackboneConfig
 
 OBJECTIVES = ("hinge", "hinge_random", "hinge_means")
@@ -71,7 +71,7 @@ class TrainConfig:
             "embed_dim": (self.embed_dim >= 1, "1 or more"),
             "hidden_dim": (self.hidden_dim >= 1, "1 or more"),
             "val_tags": (self.val_tags >= 1, "1 or more"),
-            "run": (_is_name(self.run), "a name of letters, digits, '.', '_' and '-'"),
+            "run": (is_name(self.run), "a name of letters, digits, '.', '_' and '-'"),
         }
         problems += [
             f"{name} must lie {wanted}, got {getattr(self, name)!r}"
@@ -82,10 +82,6 @@ class TrainConfig:
         ]
         if problems:
             raise ValueError("; ".join(problems))
-
-
-def _is_name(text: str) -> bool:
-    return bool(text) and not text.startswith(".") and all(char.isalnum() or char in "._-" for char in text)
 
 
 @dataclass
@@ -101,6 +97,7 @@ class EvaluateConfig:
     resamples: int = 2000  # bootstrap samples of the tags for an interval
 
     def __post_init__(self) -> None:
+        check_name("run", self.run)
         if self.split not in ("val", "test"):
             raise ValueError(f"split must be val or test, got '{self.split}'")
         if not self.cutoffs or min(self.cutoffs) < 1 or max(self.cutoffs) > self.depth:

@@ -7,14 +7,10 @@ Writes  runs/<run>/evaluation/<split>/{metrics.json, per_tag.csv, table.txt, <qu
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 import numpy as np
@@ -28,42 +24,39 @@ from configs.artifacts import (
     Manifest,
     atomic_write,
     digest,
-    open_artifact,
+    exclusive,
     read_manifest,
     remove_partials,
-    require_match,
     seal,
 )
-from configs.compose import Paths, register, resolved, run_stage
+from configs.compose import register, resolved, run_stage
 from crawl.records import TEST, TRAIN, VAL
 from crawl.shards import RELATIONS_FILE, Collection
 from crawl.tags import normalise_tag, read_relations
-from features.config import BackboneConfig
 from features.image_features import open_features, store_directory
 from features.inverted_index import InvertedIndex
 from train.baselines import Ridge, Standardiser, choose_ridge, class_mean
 from train.batches import is_withheld
 from train.config import EvaluateConfig
-from train.fit import Inputs, open_inputs
 from train.galleries import (
-    Answer,
     Question,
     answer,
     gallery_question,
     label_question,
     mean_average_precision,
-    qrels_of,
     random_answer,
     train_lists,
     within_tag_question,
 )
-from train.metrics import interval
 from train.ranking import Scorer
-from train.towers import TwoTowers, embed, load_towers
+from train.report import TRAINED, Answers, per_tag_csv, qrels_text, run_text, summarise, table
+from train.runs import Inputs, open_run
+from train.towers import TwoTowers, embed
 
 log = logging.getLogger(__name__)
 MIN_KIND_SHARE = 0.05  # of the gallery, for a kind to get a table of its own
-TRAINED = "trained"
+TABLE = "table.txt"
+EVALUATE_VERSION = 1  # raised when the same run would get other numbers
 UNSEEN = "unseen_tags"  # no kind's question has this name, they all start with `gallery_`
 
 
@@ -92,24 +85,6 @@ class Systems:
         if self.histograms is not None:
             found.append(class_mean("class_mean_histogram", *self.histograms, lists, question.gallery))
         return found
-
-
-def backbone_of(run: Manifest) -> BackboneConfig:
-    """Return the backbone that a run was trained on, as its config keeps it."""
-    return BackboneConfig(**run.config["backbone"])
-
-
-def open_run(paths: Paths, run: str) -> tuple[TwoTowers, Manifest, Inputs]:
-    """Open a finished run with the inputs of its own spaces.
-
-    Raises:
-        ArtifactError: no such run, or artifacts of another feature or word space.
-    """
-    run_dir = paths.run(run)
-    manifest = open_artifact(run_dir, "run", make=f'make train ARGS="run={run}"')
-    inputs = open_inputs(paths, backbone_of(manifest))
-    require_match(inputs.spaces, manifest.must_match, "the data", f"run '{run}'")
-    return load_towers(run_dir / "towers.safetensors"), manifest, inputs
 
 
 def histogram_features(
@@ -162,97 +137,26 @@ def judgements(
     return kinds, labels
 
 
-def judge(question: Question, systems: Systems, cfg: EvaluateConfig) -> dict[str, Answer]:
-    """Answer a question by every system that may: only the run and chance know nothing of unseen tags."""
-    answers = {
-        scorer.name: answer(question, scorer, systems.inputs.index, cfg.cutoffs, cfg.depth)
-        for scorer in systems.scorers(question)
-        if question.name != UNSEEN or scorer.name == TRAINED
-    }
-    return {**answers, "random": Answer(random_answer(question, cfg.cutoffs), {})}
+def judge(question: Question, systems: Systems, cfg: EvaluateConfig, directory: Path) -> tuple[Answers, list[str]]:
+    """Answer a question by every system that may, and write what each ranked.
 
+    Only the run and chance know nothing of unseen tags, so the floors do not answer there. Ranked lists are written
+    and dropped system by system: they are the largest thing that evaluation holds.
 
-def summarise(question: Question, answers: Mapping[str, Answer], resamples: int) -> dict[str, Any]:
-    """Return means with intervals of every system, and paired differences of the run from each floor."""
-    trained = answers[TRAINED].values
-    systems: dict[str, Any] = {}
-    differences: dict[str, Any] = {}
-    for name, found in answers.items():
-        finite = {metric: values for metric, values in found.values.items() if np.isfinite(values).all()}
-        systems[name] = {metric: vars(interval(values, resamples)) for metric, values in finite.items()}
-        if name != TRAINED:
-            paired = {metric: trained[metric] - values for metric, values in finite.items() if metric in ("map", "auc")}
-            differences[name] = {metric: vars(interval(values, resamples)) for metric, values in paired.items()}
-    return {
-        "num_queries": len(question.tag_rows),
-        "num_candidates": len(question.gallery),
-        "mean_list": float(np.mean([question.num_candidates(q) for q in range(len(question.tag_rows))])),
-        "mean_relevant": float(np.mean([len(rows) for rows in question.relevant])),
-        "systems": systems,
-        "trained_minus": differences,
-    }
-
-
-def table(metrics: Mapping[str, Any], cutoffs: list[int]) -> str:
-    """Return the terminal's table of all questions."""
-    k = cutoffs[len(cutoffs) // 2]
-    columns = [f"map@{k}", f"precision@{k}", f"recall@{k}", f"hit_rate@{k}", f"ndcg@{k}", "mrr"]
-    heads = "".join(f"  {column:>6}" for column in columns)
-    lines = []
-    for name, summary in metrics["questions"].items():
-        lines.append(
-            f"\n{name}: {summary['num_queries']} tags, {summary['num_candidates']} images, "
-            f"lists of {summary['mean_list']:.0f} with {summary['mean_relevant']:.1f} relevant on average"
-        )
-        lines.append(f"{'system':20}{'mAP (95 % interval)':>21}{'AUC (95 % interval)':>21}{heads}")
-        for system, values in summary["systems"].items():
-            cells = "".join(f"  {_mean(values, column):>{max(len(column), 6)}}" for column in columns)
-            lines.append(f"{system:20}{_with_interval(values, 'map'):>21}{_with_interval(values, 'auc'):>21}{cells}")
-    return "\n".join(lines) + "\n"
-
-
-def _mean(values: Mapping[str, Any], metric: str) -> str:
-    return f"{values[metric]['mean']:.3f}" if metric in values else "-"
-
-
-def _with_interval(values: Mapping[str, Any], metric: str) -> str:
-    if metric not in values:
-        return "-"
-    found = values[metric]
-    return f"{found['mean']:.3f} ({found['low']:.3f}-{found['high']:.3f})"
-
-
-def per_tag_csv(asked: list[Question], answered: list[dict[str, Answer]], index: InvertedIndex) -> str:
-    """Return AP and AUC of every tag, system and question as CSV."""
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["question", "system", "tag", "num_relevant", "num_candidates", "map", "auc"])
-    for question, answers in zip(asked, answered, strict=True):
-        for system, found in answers.items():
-            for query, tag_row in enumerate(question.tag_rows):
-                counts = [len(question.relevant[query]), question.num_candidates(query)]
-                values = [f"{found.values[metric][query]:.6f}" for metric in ("map", "auc")]
-                writer.writerow([question.name, system, index.tags[tag_row], *counts, *values])
-    return stream.getvalue()
-
-
-def write_trec(directory: Path, question: Question, answers: Mapping[str, Answer], index: InvertedIndex) -> list[str]:
-    """Write qrels and one run file a system as TREC's tools read them; return their names."""
-    judged_wrong = question.lists is not None
-    qrels = qrels_of(question, index, judged_wrong)
-    lines = (f"{query} 0 {image} {grade}\n" for query, images in qrels.items() for image, grade in images.items())
-    names = [f"{question.name}.qrels"]
-    atomic_write(directory / names[0], "".join(lines))
-    for system, found in answers.items():
-        if found.run:
-            rows = (
-                f"{query} Q0 {image} {rank} {score:.9g} {system}\n"
-                for query, images in found.run.items()
-                for rank, (image, score) in enumerate(images.items(), start=1)
-            )
-            names.append(f"{question.name}.{system}.run")
-            atomic_write(directory / names[-1], "".join(rows))
-    return names
+    Returns:
+        The metrics by system, and the names of the files written.
+    """
+    index = systems.inputs.index
+    files = [f"{question.name}.qrels"]
+    atomic_write(directory / files[0], qrels_text(question, index))
+    answers: Answers = {}
+    for scorer in systems.scorers(question):
+        if question.name != UNSEEN or scorer.name == TRAINED:
+            found = answer(question, scorer, index, cfg.cutoffs, cfg.depth)
+            answers[scorer.name] = found.values
+            files.append(f"{question.name}.{scorer.name}.run")
+            atomic_write(directory / files[-1], run_text(scorer.name, found.run))
+    return {**answers, "random": random_answer(question, cfg.cutoffs)}, files
 
 
 def open_systems(cfg: EvaluateConfig, towers: TwoTowers, inputs: Inputs, gate: str) -> Systems:
@@ -276,20 +180,42 @@ def evaluate(cfg: EvaluateConfig) -> Path:
     collection = Collection(cfg.paths.artifact("collection"))
     gate = collection.manifest.must_match["gate"]
     histograms = read_manifest(store_directory(cfg.paths, cfg.histogram, gate))  # without it a floor is missing
-    content = {**inputs.content, "collection": collection.content_id}
-    recipe = digest([resolved(cfg), run.content_id, content, histograms.content_id if histograms else ""])
-    earlier = read_manifest(directory)
-    if earlier is not None and earlier.recipe == recipe:
-        log.info("already done: %s\n%s", directory, (directory / "table.txt").read_text(encoding="utf-8"))
-        return directory
-    directory.mkdir(parents=True, exist_ok=True)
-    for name in [MANIFEST, *(earlier.files if earlier else ())]:
-        (directory / name).unlink(missing_ok=True)  # minutes of work from sealed inputs, so it may be made anew
-    remove_partials(directory)
-    index = inputs.index
-    systems = open_systems(cfg, towers, inputs, gate)
-    asked = questions(inputs, VAL if cfg.split == "val" else TEST, run.config["withhold_tags"], collection)
-    answered = [judge(question, systems, cfg) for question in tqdm(asked, desc="questions", mininterval=1.0)]
+    content = {**inputs.content, "run": run.content_id, "collection": collection.content_id}
+    config = {name: value for name, value in resolved(cfg).items() if name != "paths"}  # which may be moved
+    recipe = digest([EVALUATE_VERSION, config, content, histograms.content_id if histograms else ""])
+    with exclusive(directory):
+        earlier = read_manifest(directory)
+        if earlier is not None and earlier.recipe == recipe:
+            log.info("already done: %s\n%s", directory, (directory / TABLE).read_text(encoding="utf-8"))
+            return directory
+        for name in [MANIFEST, *(earlier.files if earlier else ())]:
+            (directory / name).unlink(missing_ok=True)  # minutes of work from sealed inputs, so it may be made anew
+        remove_partials(directory)
+        systems = open_systems(cfg, towers, inputs, gate)
+        asked = questions(inputs, VAL if cfg.split == "val" else TEST, run.config["withhold_tags"], collection)
+        files = write_evaluation(cfg, run, systems, asked, directory)
+        seal(
+            directory,
+            "evaluation",
+            config=resolved(cfg),
+            files=files,
+            must_match=inputs.spaces,
+            provenance=content,
+            recipe=recipe,
+        )
+    log.info("evaluation: %s\n%s", directory, (directory / TABLE).read_text(encoding="utf-8"))
+    return directory
+
+
+def write_evaluation(
+    cfg: EvaluateConfig, run: Manifest, systems: Systems, asked: list[Question], directory: Path
+) -> list[str]:
+    """Answer all questions and write metrics, tables and TREC files; return the names of the files."""
+    answered, files = [], []
+    for question in tqdm(asked, desc="questions", mininterval=1.0):
+        answers, written = judge(question, systems, cfg, directory)
+        answered.append(answers)
+        files += written
     metrics = {
         "run": cfg.run,
         "split": cfg.split,
@@ -299,25 +225,12 @@ def evaluate(cfg: EvaluateConfig) -> Path:
     }
     texts = {
         "metrics.json": json.dumps(metrics, indent=1) + "\n",
-        "per_tag.csv": per_tag_csv(asked, answered, index),
-        "table.txt": table(metrics, cfg.cutoffs),
+        "per_tag.csv": per_tag_csv(asked, answered, systems.inputs.index),
+        TABLE: table(metrics, cfg.cutoffs),
     }
     for name, text in texts.items():
         atomic_write(directory / name, text)
-    files = [*texts]
-    for question, found in zip(asked, answered, strict=True):
-        files += write_trec(directory, question, found, index)
-    seal(
-        directory,
-        "evaluation",
-        config=resolved(cfg),
-        files=files,
-        must_match=inputs.spaces,
-        provenance={"run": run.content_id, **content},
-        recipe=recipe,
-    )
-    log.info("evaluation: %s\n%s", directory, texts["table.txt"])
-    return directory
+    return [*texts, *files]
 
 
 register("evaluate", EvaluateConfig)

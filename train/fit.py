@@ -10,8 +10,6 @@ import csv
 import io
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,56 +29,23 @@ from configs.artifacts import (
     file_sha256,
     read_manifest,
     remove_partials,
-    require_match,
     seal,
 )
-from configs.compose import Paths, register, resolved, run_stage
+from configs.compose import register, resolved, run_stage
 from crawl.records import TRAIN, VAL
-from features.config import BackboneConfig
-from features.image_features import FeatureStore, open_store
-from features.inverted_index import InvertedIndex, open_index
-from features.tag_vectors import TagVectors, open_tag_vectors
+from features.inverted_index import InvertedIndex
+from features.runtimes import resolve
 from train.batches import PairBatches, is_withheld, training_pairs
 from train.config import TrainConfig
 from train.galleries import Question, gallery_question, mean_average_precision
 from train.module import AtomicCheckpoints, MovableCheckpoint, Patience, TwoTowerModule
 from train.objectives import open_objective
 from train.ranking import Scorer
+from train.runs import Inputs, open_inputs
 from train.towers import TwoTowers, embed, save_towers
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What training and evaluation read, checked to fit together."""
-
-    index: InvertedIndex
-    vectors: TagVectors
-    store: FeatureStore
-    spaces: dict[str, str]  # feature space, word space, tag rules
-    content: dict[str, str]  # content_ids, provenance only
-
-    @cached_property
-    def features(self) -> np.ndarray:
-        """Return (N, W) float16, row r is image row r; read when first asked for, because it is gigabytes."""
-        return self.store.gather(np.asarray(self.index.image_ids))
-
-
-def open_inputs(paths: Paths, backbone: BackboneConfig) -> Inputs:
-    """Open index, tag vectors and image features.
-
-    Raises:
-        ArtifactError: one is missing, unfinished, or made for another than the others. Images without a feature
-            are found out when the features are read.
-    """
-    index, index_manifest = open_index(paths)
-    vectors, words = open_tag_vectors(paths, index_manifest.content_id)
-    store, features = open_store(paths, backbone, index_manifest.must_match["gate"])
-    require_match(words.must_match, index_manifest.must_match, "the tag vectors", "the index")
-    spaces = {**words.must_match, **features.must_match}
-    content = {"index": index_manifest.content_id, "tag_vectors": words.content_id}
-    return Inputs(index, vectors, store, spaces, content)
+TRAIN_VERSION = 1  # raised when the same config would give other towers
 
 
 def open_run_dir(cfg: TrainConfig, recipe: str) -> tuple[Path, Manifest | None]:
@@ -155,13 +120,6 @@ def new_towers(inputs: Inputs, tag_rows: np.ndarray, cfg: TrainConfig) -> TwoTow
     return towers
 
 
-def resolve_device(device: str) -> str:
-    """Settle `auto` and refuse CUDA where there is none."""
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ArtifactError("device=cuda, but torch sees no CUDA device. Use device=cpu, or check `nvidia-smi`.")
-    return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
-
-
 def new_trainer(run_dir: Path, device: str, cfg: TrainConfig) -> pl.Trainer:
     """Build the trainer: one device, two checkpoints (best and last), early stop, two logs a start."""
     saving: dict[str, Any] = {
@@ -209,7 +167,7 @@ def history_csv(history: list[dict[str, float]]) -> str:
 
 def train_towers(inputs: Inputs, cfg: TrainConfig, run_dir: Path) -> TwoTowerModule:
     """Train to the end, from the last checkpoint where there is one, and load the best weights."""
-    device = resolve_device(cfg.device)
+    _, device = resolve("torch", cfg.device)
     objective = open_objective(cfg)
     question = validation(inputs.index, inputs, cfg)
     pairs = training_pairs(inputs.index, np.asarray(inputs.vectors.known), cfg.withhold_tags)
@@ -249,7 +207,7 @@ def fit(cfg: TrainConfig) -> Path:
     """Train one run and return its directory. Callable from tests without Hydra."""
     inputs = open_inputs(cfg.paths, cfg.backbone)
     config = {name: value for name, value in resolved(cfg).items() if name != "paths"}  # which may be moved
-    recipe = digest([config, inputs.content, inputs.spaces])
+    recipe = digest([TRAIN_VERSION, config, inputs.content, inputs.spaces])
     run_dir, finished = open_run_dir(cfg, recipe)
     if finished is not None:
         log.info("already done: %s, val_map %.4f", run_dir, finished.facts["val_map"])

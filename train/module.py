@@ -20,6 +20,7 @@ from configs.artifacts import ArtifactError, atomic_write
 from train.batches import Batch, epoch_seed
 from train.config import TrainConfig
 from train.objectives import Objective
+from train.ranking import NotFiniteError
 from train.towers import TwoTowers
 
 log = logging.getLogger(__name__)
@@ -157,7 +158,7 @@ class TwoTowerModule(pl.LightningModule):
         self.towers.eval()
         try:
             judged = self._judge(self.towers)
-        except ValueError as error:  # the last step broke the weights, and no later batch shows it
+        except NotFiniteError as error:  # the last step broke the weights, and no later batch shows it
             raise self._diverged("scores are", steps - 1) from error
         self.towers.train()
         val_map = float(torch.tensor(judged, dtype=torch.float32))  # what Lightning compares: both name one best

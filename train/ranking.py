@@ -13,6 +13,10 @@ import numpy as np
 BLOCK_ENTRIES = 2**24  # scores held at once: 64 MiB in float32
 
 
+class NotFiniteError(ValueError):
+    """A score is NaN or infinite."""
+
+
 @dataclass(frozen=True)
 class Scorer:
     """A system whose score of a query and a candidate is the product of two vectors.
@@ -28,7 +32,7 @@ class Scorer:
         """Return the scores of one query for all candidates, or for some rows of them.
 
         Raises:
-            ValueError: a score is not finite, which would sort to an arbitrary place.
+            NotFiniteError: a score is not finite, which would sort to an arbitrary place.
         """
         candidates = self.candidates if rows is None else self.candidates[rows]
         return self._finite(candidates @ self.queries[query])
@@ -44,7 +48,9 @@ class Scorer:
 
     def _finite(self, scores: np.ndarray) -> np.ndarray:
         if not np.isfinite(scores).all():
-            raise ValueError(f"{self.name}: {int((~np.isfinite(scores)).sum())} of {scores.size} scores are not finite")
+            raise NotFiniteError(
+                f"{self.name}: {int((~np.isfinite(scores)).sum())} of {scores.size} scores are not finite"
+            )
         return scores
 
 

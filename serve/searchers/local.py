@@ -17,9 +17,9 @@ import pyarrow as pa
 from rapidfuzz import process
 from rapidfuzz.distance import OSA
 
-from configs.artifacts import ArtifactError, map_array, open_artifact, read_manifest
+from configs.artifacts import ArtifactError, map_array, open_artifact
 from configs.compose import Paths
-from configs.generations import current_generation
+from configs.generations import CURRENT, current_generation
 from crawl.records import SPLITS, Record, from_row
 from crawl.shards import JpegReader
 from crawl.tags import normalise_tags
@@ -33,6 +33,7 @@ from train.ranking import top_k
 
 log = logging.getLogger(__name__)
 NEAR_TAGS = 5
+MAX_UNKNOWN = 5  # words of a query that get neighbours; each costs a look at all tags
 PREDICTED_TAGS = 12
 MIN_SPELLING = 0.5  # of 1, below which two spellings have nothing in common
 
@@ -70,7 +71,8 @@ class LocalSearcher:
         rows = [row for tag in query.words if (row := self._index.tag_row(tag)) is not None]
         tags = tuple(self._count(row) for row in rows)
         if query.unknown or not rows:
-            unknown = tuple(self.near(word) for word in query.unknown)
+            unknown = tuple(self.near(word) for word in query.unknown[:MAX_UNKNOWN])
+            unknown += tuple(Near(word, (), ()) for word in query.unknown[MAX_UNKNOWN:])
             return Answer(query_for(query.words), tags, unknown, 0, offset, ())
         wanted = self._mean_embedding(rows)
         if len(rows) == 1:
@@ -172,32 +174,36 @@ class CurrentSearcher:
         self._paths = paths
         self._lock = threading.Lock()
         self._words: tuple[dict[str, Any], WordTable | None] | None = None
+        self._broken = ""  # a generation that did not open, so that not every request tries
         self._searcher = self._open()
 
     def _open(self) -> LocalSearcher:
         directory = current_generation(self._root, make="make publish")
-        return LocalSearcher(directory, self._paths.artifact("collection"), self._open_words())
+        manifest = open_artifact(directory, "served", make="make publish")
+        words = self._open_words(manifest.facts["words"])
+        return LocalSearcher(directory, self._paths.artifact("collection"), words)
 
-    def _open_words(self) -> WordTable | None:
+    def _open_words(self, config: dict[str, Any]) -> WordTable | None:
         """Open the word table that the tag vectors were made with; without it, meaning offers nothing."""
-        vectors = current_generation(self._paths.artifact("tag_vectors"), make="make tag_vectors")
-        manifest = read_manifest(vectors)
-        config = manifest.config["words"] if manifest is not None else {}
         if self._words is None or self._words[0] != config:
             try:
                 self._words = (config, open_words(WordsConfig(**config)))
-            except (ArtifactError, TypeError) as error:
+            except (ArtifactError, TypeError, ValueError) as error:
                 log.warning("unknown words get no neighbours by meaning: %s", error)
                 self._words = (config, None)
         return self._words[1]
 
     def __call__(self) -> LocalSearcher:
         """Return the searcher for one request."""
-        name = (self._root / "current").read_text(encoding="utf-8").strip()
-        if name != self._searcher.generation and self._lock.acquire(blocking=False):  # others use the old one till then
+        name = (self._root / CURRENT).read_text(encoding="utf-8").strip()
+        fresh = name not in (self._searcher.generation, self._broken)
+        if fresh and self._lock.acquire(blocking=False):  # others use the old one till then
             try:
                 self._searcher = self._open()
                 log.info("serving generation %s", self._searcher.generation)
+            except ArtifactError as error:
+                self._broken = name
+                log.error("generation %s cannot be served, %s goes on: %s", name, self._searcher.generation, error)
             finally:
                 self._lock.release()
         return self._searcher
