@@ -7,7 +7,7 @@ Writes  data/collection/{00000.tar, 00000.parquet, refused/00000.jsonl, ..., tag
 from __future__ import annotations
 
 import logging
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,10 +28,11 @@ from configs.artifacts import (
     seal,
 )
 from configs.compose import register, resolved, run_stage
+from crawl.account import accounts, nothing_accepted, report, total
 from crawl.config import CrawlConfig, FolderSource, TableSource, WebDatasetSource
-from crawl.ingest import Accepted, IsolatedGate, Refused, gate_space
+from crawl.ingest import TRANSIENT, Accepted, IsolatedGate, Refused, acceptance, gate_space
 from crawl.records import Record, image_id_of
-from crawl.shards import RELATIONS_FILE, ShardWriter, committed_shards, shard_state
+from crawl.shards import RELATIONS_FILE, ShardWriter, committed_shards, num_images, shard_state
 from crawl.sources import Source, SourceItem, open_source
 from crawl.tags import read_relations
 
@@ -43,7 +44,7 @@ class Crawl:
     """One source on its way into a collection: where it stands, and what is known already."""
 
     directory: Path
-    recipe: str  # digest of source, its listing and the gate
+    recipe: str  # digest of source, its listing and what the gate accepts
     config: dict[str, Any]  # of the source
     gate: dict[str, Any]  # version and options that shape pixels
     known: dict[str, set[str]] = field(default_factory=dict)  # image_id -> tags as given
@@ -137,7 +138,11 @@ def file_item(crawl: Crawl, shard: ShardWriter, entry: _Waiting, outcome: Accept
 
 
 def write_shards(crawl: Crawl, source: Source, cfg: CrawlConfig) -> None:
-    """Consume the rest of a source, committing a shard whenever it is full."""
+    """Consume the rest of a source, committing a shard whenever it is full.
+
+    Raises:
+        ArtifactError: the collection holds no image at all; no shard was committed.
+    """
     shard = ShardWriter(crawl.directory, crawl.next_shard)
     rest = source.items(crawl.consumed)
     try:
@@ -150,6 +155,8 @@ def write_shards(crawl: Crawl, source: Source, cfg: CrawlConfig) -> None:
                     shard.commit(crawl.state())
                     crawl.next_shard += 1
                     shard = ShardWriter(crawl.directory, crawl.next_shard)
+        if not crawl.known:
+            raise nothing_accepted(shard.refusals)
         if shard.rows or shard.refusals:
             shard.commit(crawl.state())
             crawl.next_shard += 1
@@ -157,31 +164,27 @@ def write_shards(crawl: Crawl, source: Source, cfg: CrawlConfig) -> None:
         shard.discard()
 
 
-def _facts(states: list[dict[str, Any]], crawl: Crawl, earlier: Manifest | None) -> dict[str, Any]:
-    crawls = {state["recipe"]: state for state in states}
-    crawls |= {each["recipe"]: each for each in (earlier.facts["crawls"] if earlier else [])}
-    crawls[crawl.recipe] = crawl.state()  # its last items may have brought nothing to commit
-    refused: Counter[str] = Counter()
-    for state in states:
-        refused.update(state["refused"])
-    facts = {
-        "num_images": len(crawl.known),
-        "num_items": sum(each["consumed"] for each in crawls.values()),
-        "num_duplicates": sum(each["duplicates"] for each in crawls.values()),
-        "refused": dict(sorted(refused.items())),
-        "crawls": [
-            {name: each[name] for name in ("recipe", "consumed", "duplicates", "config", "gate")}
-            for each in crawls.values()
-        ],
-    }
-    accounted = facts["num_images"] + facts["num_duplicates"] + sum(refused.values())
-    if accounted != facts["num_items"]:
-        raise ArtifactError(f"{facts['num_items']} items were read but {accounted} are accounted for: {facts}")
-    return facts
+def _finished(crawl: Crawl, earlier: Manifest | None) -> dict[str, dict[str, Any]]:
+    """Crawls that reached the end of their source, by recipe; shards of killed ones may lie beside theirs."""
+    crawls = {each["recipe"]: each for each in (earlier.facts["crawls"] if earlier else [])}
+    return crawls | {crawl.recipe: crawl.state()}
+
+
+def _log_account(crawl: Crawl, manifest: Manifest, each: dict[str, dict[str, Any]]) -> None:
+    log.info("collection %s: %s", manifest.content_id[:12], report(manifest.facts))
+    if len(each) > 1:
+        log.info("this crawl: %s", report(each[crawl.recipe]))
+    if again := sum(each[crawl.recipe]["refused"].get(str(reason), 0) for reason in TRANSIENT):
+        log.info(
+            "%d refusals may be the machine's fault: retry=true asks the gate once more, best with "
+            "larger gate.timeout_s and gate.memory_mb",
+            again,
+        )
 
 
 def seal_collection(crawl: Crawl, cfg: CrawlConfig, earlier: Manifest | None) -> Manifest:
     """Write the manifest over all committed shards; it takes the place of the earlier one in one step."""
+    finished = _finished(crawl, earlier)
     parquets = committed_shards(crawl.directory)
     states = [shard_state(path) for path in parquets]
     names = [name for p in parquets for name in (p.name, f"{p.stem}.tar", f"refused/{p.stem}.jsonl")]
@@ -196,17 +199,20 @@ def seal_collection(crawl: Crawl, cfg: CrawlConfig, earlier: Manifest | None) ->
         **{name: entry["sha256"] for name, entry in described.items() if not name.endswith(".parquet")},
         "rows": [state["rows"] for state in states],
     }
-    return seal(
+    each = accounts(((state, num_images(path)) for state, path in zip(states, parquets, strict=True)), finished)
+    manifest = seal(
         crawl.directory,
         "collection",
         config=resolved(cfg),
         files=names,
         content=content,
         must_match={"gate": gate_fingerprint(cfg)},
-        facts=_facts(states, crawl, earlier),
+        facts={**total(each.values()), "crawls": list(finished.values())},
         recipe=crawl.recipe,
         described=described,
     )
+    _log_account(crawl, manifest, each)
+    return manifest
 
 
 def gate_fingerprint(cfg: CrawlConfig) -> str:
@@ -262,7 +268,7 @@ def _collect(cfg: CrawlConfig, source: Source, relations: str, directory: Path) 
     config = {"source": resolved(cfg.source)}
     manifest = read_manifest(directory)
     _may_go_on(manifest, cfg, config)
-    recipe = digest([config, gate_space(cfg.gate), source.fingerprint(), relations])
+    recipe = _recipe(cfg, [config, source.fingerprint(), relations])
     if manifest is not None and _is_done(manifest, recipe, directory):
         log.info("already done: %s holds %d images", directory, manifest.facts["num_images"])
         return directory
@@ -273,18 +279,17 @@ def _collect(cfg: CrawlConfig, source: Source, relations: str, directory: Path) 
     write_shards(crawl, source, cfg)
     if relations:
         atomic_write(directory / RELATIONS_FILE, relations)
-    sealed = seal_collection(crawl, cfg, manifest)
-    log.info("collection %s: %s", sealed.content_id[:12], report(sealed.facts))
+    seal_collection(crawl, cfg, manifest)
     return directory
 
 
-def report(facts: dict[str, Any]) -> str:
-    """Return the one-line account of a crawl."""
-    refused = ", ".join(f"{count} {reason}" for reason, count in facts["refused"].items()) or "none"
-    return (
-        f"{facts['num_items']} items = {facts['num_images']} images + {facts['num_duplicates']} duplicates "
-        f"+ {sum(facts['refused'].values())} refused ({refused})"
-    )
+def _recipe(cfg: CrawlConfig, source: list[Any]) -> str:
+    """Digest of what a crawl goes through and what it accepts.
+
+    The limits of a worker are no part of it, unless what was refused is tried again: with more time, say.
+    """
+    retry = [cfg.gate.timeout_s, cfg.gate.memory_mb] if cfg.retry else []
+    return digest([source, acceptance(cfg.gate), retry])
 
 
 register(

@@ -8,6 +8,8 @@ from omegaconf import MISSING
 
 from configs.compose import Paths
 
+MAX_PIXELS = 178_956_970  # what Pillow decodes at most; JPEGs go past it, but one limit is for all formats
+
 
 @dataclass
 class GateOptions:
@@ -16,7 +18,7 @@ class GateOptions:
     max_side_px: int = 512  # longer side of the stored JPEG, pixels
     quality: int = 90  # JPEG quality of re-encoded images, 1 to 100
     max_bytes: int = 64 * 2**20  # larger files are refused unread
-    max_pixels: int = 100_000_000  # width x height as the header declares it, checked before decoding
+    max_pixels: int = 100_000_000  # width x height by the header, before decoding; 1 to 178,956,970
     min_side_px: int = 16  # shorter side below this is refused
     max_aspect: float = 10.0  # longer side over shorter side above this is refused
     timeout_s: float = 10.0  # wall time of one image in the isolated gate
@@ -27,7 +29,9 @@ class GateOptions:
             raise ValueError(f"gate.max_side_px must lie in 64..4096, got {self.max_side_px}")
         if not 1 <= self.quality <= 100:
             raise ValueError(f"gate.quality must lie in 1..100, got {self.quality}")
-        at_least = {"max_bytes": 1, "max_pixels": 1, "min_side_px": 1, "max_aspect": 1, "memory_mb": 256}
+        if not 1 <= self.max_pixels <= MAX_PIXELS:
+            raise ValueError(f"gate.max_pixels must lie in 1..{MAX_PIXELS}, got {self.max_pixels}")
+        at_least = {"max_bytes": 1, "min_side_px": 1, "max_aspect": 1, "memory_mb": 256}
         for name, least in at_least.items():
             if not getattr(self, name) >= least:  # so that NaN is refused too
                 raise ValueError(f"gate.{name} must be at least {least}, got {getattr(self, name)}")
@@ -41,6 +45,14 @@ class SourceConfig:
 
     name: str = MISSING  # folder, table or webdataset
     path: str = MISSING  # directory, table file or glob of shards
+
+    def __post_init__(self) -> None:
+        kind = type(self).name
+        if kind != MISSING and self.name != kind:
+            raise ValueError(
+                f"source.name is {kind} in this group and fixed, got '{self.name}'; "
+                "choose a kind with source=folder, source=table or source=webdataset"
+            )
 
 
 @dataclass
@@ -61,6 +73,7 @@ class TableSource(SourceConfig):
     tag_separator: str = ","  # splits the tags column where the format has no lists (CSV)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check_separator(self.tag_separator)
 
 
@@ -73,6 +86,7 @@ class WebDatasetSource(SourceConfig):
     tag_separator: str = ","  # splits a text of tags
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check_separator(self.tag_separator)
 
 
@@ -90,6 +104,7 @@ class CrawlConfig:
     gate: GateOptions = field(default_factory=GateOptions)
     relations: str = ""  # CSV of tag relations (tag,relation,other) to lay beside the collection
     append: bool = False  # add another source to a finished collection
+    retry: bool = False  # go through a finished source once more and ask the gate again about what was refused
     shard_size: int = 10_000  # images a shard, at most 10,000
     workers: int = 0  # gate processes, 0 = one a core
 

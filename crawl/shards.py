@@ -30,11 +30,15 @@ from configs.artifacts import (
     open_artifact,
     sync_directory,
 )
-from crawl.records import SHARD_SCHEMA, Record, as_row, from_row, split_of
+from crawl.records import SHARD_SCHEMA, Record, as_row, split_of
 
 RELATIONS_FILE = "tag_relations.csv"
 TOMBSTONES_FILE = "tombstones"
 STATE_KEY = b"tagtower"
+TAR_NAME_BYTES = 100  # the first field of a member's header
+DAMAGED_OR_OTHER = (
+    "`make verify` lists damage; where it finds none the index is of another collection: run `make features`"
+)
 LOCATION = np.dtype([("shard", "<i4"), ("offset", "<i8"), ("size", "<i4")])
 
 
@@ -127,6 +131,11 @@ def shard_state(parquet: Path) -> dict[str, Any]:
     return state
 
 
+def num_images(parquet: Path) -> int:
+    """Count the images of a shard, which are its rows with a place in the tar."""
+    return int((pq.read_table(parquet, columns=["offset"])["offset"].to_numpy() >= 0).sum())
+
+
 class Collection:
     """Reader of a sealed collection; tombstoned images do not exist for it."""
 
@@ -169,12 +178,6 @@ class Collection:
         ids = table.column("image_id").to_pylist()
         return table.filter(pa.array([image_id not in gone for image_id in ids], pa.bool_()))
 
-    def records(self) -> Iterable[Record]:
-        """Yield the record of every image once, tags of later rows not united."""
-        columns = [name for name in SHARD_SCHEMA.names if name not in ("image_id",)]
-        for batch in self.table(columns).to_batches(4096):
-            yield from (from_row(row) for row in batch.to_pylist() if row["offset"] >= 0)
-
 
 class JpegReader:
     """Random access to the stored JPEGs by location; safe from several threads."""
@@ -183,20 +186,31 @@ class JpegReader:
         self.collection = collection
         self._descriptors: dict[Path, int] = {}
 
-    def read(self, location: np.void) -> bytes:
-        """Return the bytes of one JPEG; `location` is a `LOCATION` scalar.
+    def read(self, location: np.void, image_id: str) -> bytes:
+        """Return the bytes of one JPEG after a look at the tar header before it, which names the image.
+
+        Args:
+            location: a `LOCATION` scalar.
+            image_id: of the image that should lie there.
 
         Raises:
-            ArtifactError: the shard is gone or cut.
+            ArtifactError: the shard is gone, cut, or of another collection than the location.
         """
         path = self.collection / f"{shard_name(int(location['shard']))}.tar"
+        start, size = int(location["offset"]) - tarfile.BLOCKSIZE, int(location["size"]) + tarfile.BLOCKSIZE
         try:
-            jpeg = os.pread(self._open(path), int(location["size"]), int(location["offset"]))
+            member = os.pread(self._open(path), size, start)
         except OSError as error:
-            raise ArtifactError(f"'{path}' cannot be read ({error.strerror}); `make verify` lists damage") from error
-        if len(jpeg) != location["size"]:
-            raise ArtifactError(f"'{path}' ends before byte {location['offset'] + location['size']}; see `make verify`")
-        return jpeg
+            raise ArtifactError(f"'{path}' cannot be read ({error.strerror}); {DAMAGED_OR_OTHER}") from error
+        name = member[:TAR_NAME_BYTES].rstrip(b"\0")
+        if len(member) >= tarfile.BLOCKSIZE and name != f"{image_id}.jpg".encode():
+            raise ArtifactError(
+                f"'{path}' holds another image than {image_id} at byte {location['offset']}: the index is of another "
+                "collection. Run `make features`."
+            )
+        if len(member) != size:
+            raise ArtifactError(f"'{path}' ends before byte {start + size}; {DAMAGED_OR_OTHER}")
+        return member[tarfile.BLOCKSIZE :]
 
     def _open(self, path: Path) -> int:
         descriptor = self._descriptors.get(path)

@@ -6,7 +6,9 @@ B images of a batch, W width of a feature.
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -20,6 +22,8 @@ from features.config import BackboneConfig
 CARRIED_WEIGHTS = Path(__file__).parent / "carried" / "resnet50_msra_fp16.safetensors"
 EXTRACTOR_VERSION = 1  # of decoding, resizing and cropping; raised when the same picture would give another feature
 HISTOGRAM_BINS = 32
+_AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")  # heads of Inception networks for their training alone
+_OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")  # names of layers, later spelt without the dot
 
 
 class Normalised(nn.Module):
@@ -74,17 +78,58 @@ def carried_resnet50(path: Path = CARRIED_WEIGHTS) -> nn.Module:
 
 
 def _torchvision_network(config: BackboneConfig) -> nn.Module:
-    """Build a torchvision classifier; its weights are downloaded by torchvision into torch's cache."""
+    """Build a torchvision classifier with its weights, which are downloaded into torch's cache."""
     weights = _torchvision_weights(config)
+    network = network_for(config.architecture, weights)
+    state = _state(weights.url, config.name)
     try:
-        network: nn.Module = torchvision.models.get_model(config.architecture, weights=weights)
-    except (OSError, RuntimeError) as error:  # RuntimeError: what came has another hash
-        folder = Path(torch.hub.get_dir()) / "checkpoints"
+        wanted = {key: value for key, value in state.items() if not key.startswith(_AUXILIARY)}
+        network.load_state_dict({_OLD_DENSENET.sub(r"\1\2", key): value for key, value in wanted.items()})
+    except (RuntimeError, AttributeError) as error:
         raise ArtifactError(
-            f"the weights {weights.url.rsplit('/', 1)[-1]} of {config.name} could not be downloaded ({error}). "
-            f"Place that file in '{folder}' by hand and run again."
+            f"the weights {_file_name(weights.url)} do not fit the network that torchvision builds as "
+            f"{config.architecture} ({str(error).splitlines()[0]}). Choose another backbone."
         ) from error
     return network
+
+
+def network_for(architecture: str, weights: Any) -> nn.Module:
+    """Build the network that weights were trained in, without loading them.
+
+    torchvision's own `get_model(weights=...)` would unpickle whatever the file holds, so what it derives from the
+    weights beside their number of classes is said here: the size of pictures, and Inception's scaling of its input.
+    """
+    options: dict[str, Any] = {}
+    if architecture.startswith("vit_"):
+        options = {"image_size": weights.meta["min_size"][0]}
+    elif architecture in ("googlenet", "inception_v3"):
+        options = {"transform_input": True, "aux_logits": False, "init_weights": False}
+    network: nn.Module = torchvision.models.get_model(architecture, **options)
+    return network
+
+
+def _file_name(url: str) -> str:
+    return url.rsplit("/", 1)[-1]
+
+
+def _state(url: str, backbone: str) -> dict[str, Tensor]:
+    """Load a state from torch's cache, downloaded if it is not there; its name holds the head of its SHA-256."""
+    path = Path(torch.hub.get_dir()) / "checkpoints" / _file_name(url)
+    expected = path.stem.rpartition("-")[2]
+    if path.is_file() and not (found := file_sha256(path)).startswith(expected):
+        raise ArtifactError(
+            f"'{path}' has SHA-256 {found[: len(expected)]}, expected {expected} as in its name: it is cut, damaged or "
+            "another file. Delete it and run again."
+        )
+    try:
+        return torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)
+    except UnpicklingError as error:
+        raise ArtifactError(f"'{path}' holds more than weights and was not loaded: {error}") from error
+    except (OSError, RuntimeError) as error:  # RuntimeError: what came has another hash
+        raise ArtifactError(
+            f"the weights {path.name} of {backbone} could not be downloaded ({error}). "
+            f"Place that file in '{path.parent}' by hand and run again."
+        ) from error
 
 
 def _torchvision_weights(config: BackboneConfig) -> torchvision.models.WeightsEnum:
@@ -117,8 +162,7 @@ def weights_digest(config: BackboneConfig) -> str:
         return file_sha256(CARRIED_WEIGHTS)
     if not config.weights:
         return ""
-    url = _torchvision_weights(config).url
-    return hashlib.sha256(url.rsplit("/", 1)[-1].encode()).hexdigest()
+    return hashlib.sha256(_file_name(_torchvision_weights(config).url).encode()).hexdigest()
 
 
 def feature_space(config: BackboneConfig, gate: str) -> str:

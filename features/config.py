@@ -10,6 +10,8 @@ from configs.compose import Paths
 
 RUNTIMES = ("auto", "openvino", "torch")
 DEVICES = ("auto", "cpu", "cuda")
+# The tables of word vectors, and which value of the config names each.
+TABLES = {"carried": "", "word2vec": "path", "keyed_vectors": "path", "downloader": "model"}
 
 
 @dataclass
@@ -27,6 +29,14 @@ class WordsConfig:
     name: str = MISSING  # carried, word2vec, keyed_vectors or downloader
     path: str = ""  # file of word2vec and keyed_vectors
     model: str = ""  # name in gensim's downloader, such as glove-wiki-gigaword-200
+
+    def __post_init__(self) -> None:
+        for value in ("path", "model"):
+            if getattr(self, value) and self.name in TABLES and value != TABLES[self.name]:
+                raise ValueError(
+                    f"words.{value}='{getattr(self, value)}' has no effect with words.name={self.name}; "
+                    "choose the table with words=<name>"
+                )
 
 
 @dataclass
@@ -70,6 +80,7 @@ class ImageFeaturesConfig:
     runtime: str = "auto"  # openvino, torch; auto takes torch on CUDA and openvino on CPU
     device: str = "auto"  # cpu, cuda; auto takes CUDA where there is one
     batch_size: int = 32  # images a forward pass
+    decode_threads: int = 0  # that read and decode ahead of the network, 0 = one a core
     part_size: int = 1024  # images a part of the store: what a kill can cost
 
     def __post_init__(self) -> None:
@@ -78,5 +89,7 @@ class ImageFeaturesConfig:
                 f"runtime must be one of {', '.join(RUNTIMES)} and device one of {', '.join(DEVICES)}, "
                 f"got {self.runtime} and {self.device}"
             )
+        if self.decode_threads < 0:
+            raise ValueError(f"decode_threads must be 0 (one a core) or more, got {self.decode_threads}")
         if self.batch_size < 1 or self.part_size < self.batch_size:
             raise ValueError(f"need 1 <= batch_size <= part_size, got {self.batch_size} and {self.part_size}")

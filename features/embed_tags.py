@@ -39,6 +39,7 @@ def embed(cfg: TagVectorsConfig) -> Path:
     recipe = digest([space, index_manifest.content_id])
 
     def write(directory: Path) -> Manifest:
+        log.info("looking up %d tags in words=%s", index.num_tags, cfg.words.name)
         found = [vector_of_tag(tag, words) for tag in index.tags]
         known = np.array([vector is not None for vector in found], dtype=bool)
         vectors = np.zeros((index.num_tags, words.dim), dtype=np.float32)

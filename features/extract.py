@@ -7,6 +7,7 @@ Writes  data/image_features/<backbone>-<8 hex of the feature space>/{<digest>.np
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -49,14 +50,14 @@ def decode(jpeg: bytes, resize_px: int, crop_px: int) -> np.ndarray:
 class PictureReader:
     """Reads and decodes pictures of an index by row, on threads."""
 
-    def __init__(self, index: InvertedIndex, collection: Path, backbone: BackboneConfig, threads: int = 2) -> None:
+    def __init__(self, index: InvertedIndex, collection: Path, backbone: BackboneConfig, threads: int) -> None:
         self._index = index
         self._jpegs = JpegReader(collection)
         self._backbone = backbone
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="decode")
 
     def _picture(self, row: int) -> np.ndarray:
-        jpeg = self._jpegs.read(self._index.locations[row])
+        jpeg = self._jpegs.read(self._index.locations[row], self._index.image_id(row))
         try:
             return decode(jpeg, self._backbone.resize_px, self._backbone.crop_px)
         except RuntimeError as error:
@@ -142,7 +143,8 @@ def extract(cfg: ImageFeaturesConfig) -> Path:
     if len(rows):
         batch = (cfg.batch_size, 3, cfg.backbone.crop_px, cfg.backbone.crop_px)
         network = open_runtime(build_backbone(cfg.backbone), runtime, device, batch)
-        reader = PictureReader(index, cfg.paths.artifact("collection"), cfg.backbone)
+        threads = cfg.decode_threads or os.cpu_count() or 1
+        reader = PictureReader(index, cfg.paths.artifact("collection"), cfg.backbone, threads)
         try:
             fill(store, index, reader, network, cfg, rows)
         finally:

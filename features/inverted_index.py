@@ -98,11 +98,6 @@ class InvertedIndex:
         counts = np.bincount(self.postings, minlength=self.num_images)
         return np.concatenate([[0], np.cumsum(counts)]), tag_rows[order]
 
-    def tags_of(self, image_row: int) -> np.ndarray:
-        """Return the ascending tag rows of an image."""
-        offsets, tag_rows = self.by_image
-        return tag_rows[offsets[image_row] : offsets[image_row + 1]]
-
     def planted(self, split: int) -> np.ndarray:
         """Return (n, 2) int32 pairs (tag row, image row) planted into the tags' lists of a split (val or test)."""
         return map_array(self.directory / planted_file(split), "<i4", (None, 2))

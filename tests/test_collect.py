@@ -199,20 +199,12 @@ def test_an_unfinished_crawl_is_not_mixed_with_another_gate_or_source(change, tr
         collect(changed)
 
 
-def test_a_source_without_a_single_image_makes_an_empty_collection(tmp_path):
-    (tmp_path / "tree").mkdir()
-    directory = collect(crawl_config(tmp_path / "d", tmp_path / "tree"))
-    assert facts(directory)["num_items"] == 0
-    assert list(Collection(directory).records()) == []
-
-
 def test_a_collection_can_be_crawled_as_webdataset(tree, tmp_path):
     first = collect(crawl_config(tmp_path / "a", tree))
     source = WebDatasetSource(path=str(first))
     second = collect(CrawlConfig(paths=Paths(data=str(tmp_path / "b")), source=source))
-    assert [record.tags for record in Collection(second).records()] == [
-        record.tags for record in Collection(first).records()
-    ]
+    ours, theirs = (Collection(each).table(["tags", "offset"]).to_pylist() for each in (second, first))
+    assert [row["tags"] for row in ours] == [row["tags"] for row in theirs if row["offset"] >= 0]
     with tarfile.open(second / "00000.tar") as one, tarfile.open(first / "00000.tar") as two:
         assert [one.extractfile(m).read() for m in one if m.name.endswith("jpg")] == [
             two.extractfile(m).read() for m in two if m.name.endswith("jpg")

@@ -2,6 +2,7 @@
 
 import ast
 import logging
+import re
 import subprocess
 import sys
 from dataclasses import fields
@@ -292,3 +293,16 @@ def test_a_group_on_the_command_line_wins_over_the_experiment(experiment):
 def test_what_would_let_hydra_write_or_drop_a_key_is_refused(argument):
     with pytest.raises(ConfigError, match="is refused"):
         refuse_hydra_outputs([argument])
+
+
+README = (CONFIG_DIR.parent / "README.md").read_text(encoding="utf-8")
+COMMANDS = re.findall(r'make (crawl|train|evaluate|publish|serve) (?:PORT=\d+ )?ARGS="([^"]+)"', README)
+
+
+@pytest.mark.parametrize(("stage", "overrides"), COMMANDS)
+def test_every_command_of_the_readme_composes(stage, overrides):
+    composed(stage, *overrides.split())
+
+
+def test_the_readme_has_commands():
+    assert {"crawl", "train", "evaluate", "serve"} <= {stage for stage, _ in COMMANDS}

@@ -1,5 +1,6 @@
 """Stage `image_features`: each image once, kills that cost at most a part, damage named."""
 
+import os
 import shutil
 
 import numpy as np
@@ -11,11 +12,11 @@ from configs.compose import Paths
 from crawl.collect import collect
 from crawl.shards import JpegReader
 from features.build_index import build
-from features.config import IndexConfig
+from features.config import ImageFeaturesConfig, IndexConfig
 from features.extract import decode, extract
 from features.image_features import open_features
 from features.inverted_index import open_index
-from tests.tiny import HISTOGRAM, NUM_PICTURES, crawl_config, histogram_config, picture, write_tree
+from tests.tiny import FOLDERS, HISTOGRAM, NUM_PICTURES, crawl_config, histogram_config, picture, write_tree
 
 
 @pytest.fixture
@@ -86,7 +87,7 @@ def test_features_are_those_of_the_pictures_they_are_named_by(data):
     rows, _ = open_features(Paths(data=str(data)), HISTOGRAM, manifest.must_match["gate"], index.image_ids)
     reader = JpegReader(data / "collection")
     for row in (0, 17, 39):
-        pixels = decode(reader.read(index.locations[row]), 32, 32)
+        pixels = decode(reader.read(index.locations[row], index.image_id(row)), 32, 32)
         assert rows[row, 96:] == pytest.approx(pixels.mean(axis=(1, 2)) / 255, abs=2e-3)
     reader.close()
 
@@ -138,6 +139,29 @@ def test_a_damaged_jpeg_in_a_shard_is_named(data):
         stream.write(b"\0" * 200)
     with pytest.raises(ArtifactError, match=rf"image {index.image_id(5)} .*make verify"):
         extract(config(data))
+
+
+def test_an_index_of_another_collection_stops_the_stage(data):
+    shutil.rmtree(data / "collection")
+    tree = write_tree(data / "tree", NUM_PICTURES + 1)
+    (tree / FOLDERS[0] / "000.jpg").write_bytes(picture(77, (64, 48)))
+    collect(crawl_config(data, tree))
+    with pytest.raises(ArtifactError, match="the index is of another collection"):
+        extract(config(data))
+
+
+@pytest.mark.parametrize(("asked", "used"), [(0, os.cpu_count()), (3, 3)])
+def test_pictures_are_decoded_on_as_many_threads_as_asked_for_or_one_a_core(asked, used, data, monkeypatch):
+    seen = []
+    real = stage.PictureReader
+    monkeypatch.setattr(stage, "PictureReader", lambda *a: seen.append(a[-1]) or real(*a))
+    extract(config(data, decode_threads=asked))
+    assert seen == [used]
+
+
+def test_a_negative_number_of_threads_is_refused():
+    with pytest.raises(ValueError, match=r"decode_threads must be 0 .*got -1"):
+        ImageFeaturesConfig(decode_threads=-1)
 
 
 def test_a_store_verifies_and_names_its_space(data):

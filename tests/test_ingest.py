@@ -3,7 +3,7 @@
 import io
 import struct
 import zlib
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps
 
-from crawl.config import GateOptions
-from crawl.ingest import GATE_VERSION, Accepted, Reason, Refused, gate_space, ingest
+from crawl.config import MAX_PIXELS, GateOptions
+from crawl.ingest import GATE_VERSION, Accepted, Reason, Refused, acceptance, gate_space, ingest
 
 OPTIONS = GateOptions()
 WHITE, BLACK, RED = (255, 255, 255), (0, 0, 0), (200, 30, 40)
@@ -554,6 +554,18 @@ def test_foreign_bytes_are_escaped_in_details():
     detail = ingest(b"\x1b[31m\n<b>", OPTIONS).detail
     assert "\x1b" not in detail
     assert "\n" not in detail
+
+
+def test_no_more_pixels_are_asked_for_than_pillow_decodes():
+    most = 2 * Image.MAX_IMAGE_PIXELS
+    assert GateOptions(max_pixels=most).max_pixels == most == MAX_PIXELS
+    with pytest.raises(ValueError, match=rf"max_pixels must lie in 1\.\.{most}, got {most + 1}"):
+        GateOptions(max_pixels=most + 1)
+
+
+def test_acceptance_is_all_options_but_the_limits_of_a_worker():
+    names = {field.name for field in fields(GateOptions)} - {"timeout_s", "memory_mb"}
+    assert acceptance(OPTIONS) == {"gate_version": GATE_VERSION, **{name: getattr(OPTIONS, name) for name in names}}
 
 
 def test_gate_space_holds_what_changes_pixels_and_nothing_else():

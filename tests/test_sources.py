@@ -156,6 +156,12 @@ def test_a_config_of_no_source_is_refused():
         open_source(SourceConfig(name="x", path="y"), LIMIT)
 
 
+@pytest.mark.parametrize("kind", [FolderSource, TableSource, WebDatasetSource])
+def test_the_name_of_a_source_is_fixed(kind):
+    with pytest.raises(ValueError, match=rf"source\.name is {kind.name} .*got 'foo'.*source=table"):
+        kind(name="foo", path="x")
+
+
 # --- table
 
 
@@ -431,6 +437,16 @@ def test_names_end_at_their_first_dot_as_in_webdataset(tmp_path):
     problem = only(webdataset(tmp_path)).problem
     assert problem.reason == "no_image"
     assert len(problem.detail) < 300
+
+
+def test_members_that_were_read_are_not_held(tmp_path, monkeypatch):
+    shard(tmp_path / "0.tar", *((f"{number}.jpg", b"x") for number in range(50)))
+    opened, most, opening = [], 0, tarfile.open
+    monkeypatch.setattr(tarfile, "open", lambda **how: opened.append(opening(**how)) or opened[0])
+    for number, item in enumerate(webdataset(tmp_path)):
+        assert item.key == f"0.tar/{number}"
+        most = max(most, len(opened[0].members))
+    assert (number, most < 3) == (49, True)
 
 
 def test_links_and_devices_in_a_shard_are_listed(tmp_path):

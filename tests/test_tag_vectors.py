@@ -167,6 +167,18 @@ def test_a_table_that_is_not_there_is_named(name):
         opened("none", name)
 
 
+@pytest.mark.parametrize(
+    ("name", "given"), [("carried", "path"), ("downloader", "path"), ("carried", "model"), ("word2vec", "model")]
+)
+def test_a_value_that_the_table_does_not_use_is_refused(name, given):
+    with pytest.raises(ValueError, match=rf"words\.{given}='x' has no effect with words\.name={name}"):
+        WordsConfig(name=name, **{given: "x"})
+
+
+def test_a_config_of_words_without_a_name_yet_can_be_made():
+    assert WordsConfig(path="x", model="y").path == "x"
+
+
 def test_another_kind_of_table_is_refused():
     with pytest.raises(ArtifactError, match="got 'bert'"):
         opened("none", "bert")

@@ -191,6 +191,7 @@ def evaluate(cfg: EvaluateConfig) -> Path:
         for name in [MANIFEST, *(earlier.files if earlier else ())]:
             (directory / name).unlink(missing_ok=True)  # minutes of work from sealed inputs, so it may be made anew
         remove_partials(directory)
+        log.info("judging run=%s on %s", cfg.run, cfg.split)
         systems = open_systems(cfg, towers, inputs, gate)
         asked = questions(inputs, VAL if cfg.split == "val" else TEST, run.config["withhold_tags"], collection)
         files = write_evaluation(cfg, run, systems, asked, directory)

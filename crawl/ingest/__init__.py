@@ -13,8 +13,18 @@ Rules that are not visible in a signature:
   when nothing better describes it; CMYK without a profile is (1 - ink)(1 - black), in JPEGs inverted as Adobe does.
 """
 
-from crawl.ingest.gate import GATE_VERSION, gate_space, ingest
+from crawl.ingest.gate import GATE_VERSION, acceptance, gate_space, ingest
 from crawl.ingest.isolation import IsolatedGate
-from crawl.ingest.verdict import Accepted, Reason, Refused
+from crawl.ingest.verdict import TRANSIENT, Accepted, Reason, Refused
 
-__all__ = ["GATE_VERSION", "Accepted", "IsolatedGate", "Reason", "Refused", "gate_space", "ingest"]
+__all__ = [
+    "GATE_VERSION",
+    "TRANSIENT",
+    "Accepted",
+    "IsolatedGate",
+    "Reason",
+    "Refused",
+    "acceptance",
+    "gate_space",
+    "ingest",
+]

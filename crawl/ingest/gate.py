@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 GATE_VERSION = 1  # raise it with every change that can alter an accepted pixel
 
+_OF_A_WORKER = {"timeout_s", "memory_mb"}  # options whose effect depends on the machine
 _REDUCING_GAP = 3.0  # Pillow: indistinguishable from resampling in one step
 _DECODER_GAP = 2  # libjpeg may shrink while it decodes, as long as twice the wanted side remains
 _SUBSAMPLING = "420"  # half the bytes of 444, and what nearly all pictures arrive in
@@ -49,6 +51,12 @@ def ingest(data: bytes, options: GateOptions) -> Accepted | Refused:
 def gate_space(options: GateOptions) -> dict[str, int | float | str]:
     """Return the version and the options that can change accepted pixels, for the feature space's fingerprint."""
     return {"gate_version": GATE_VERSION, "max_side_px": options.max_side_px, "quality": options.quality}
+
+
+def acceptance(options: GateOptions) -> dict[str, int | float]:
+    """Return the version and all options that decide on bytes, which leaves out the limits of a worker."""
+    judging = {name: value for name, value in asdict(options).items() if name not in _OF_A_WORKER}
+    return {"gate_version": GATE_VERSION, **judging}
 
 
 def _ingest(data: bytes, options: GateOptions) -> Accepted:

@@ -25,6 +25,10 @@ class Reason(StrEnum):
     CRASHED = "crashed"  # the decoder died on it: keep the file and report it to the decoder's authors
 
 
+# What another time or a larger machine may decide otherwise; all else is a property of the bytes.
+TRANSIENT = (Reason.TIMEOUT, Reason.OUT_OF_MEMORY, Reason.CRASHED)
+
+
 @dataclass(frozen=True)
 class Accepted:
     """An upright sRGB baseline JPEG of bounded size without metadata, and what it was made from."""

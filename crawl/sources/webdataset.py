@@ -57,7 +57,7 @@ class WebDataset(Source):
                 yield SourceItem(shard.name, problem=Unreadable("damaged_shard", clean_text(str(error))))
 
     def _items(self, shard: str, archive: tarfile.TarFile) -> Iterator[SourceItem]:
-        members = (member for member in archive if not member.isdir())
+        members = (member for member in _members(archive) if not member.isdir())
         for (regular, key), group in groupby(members, key=lambda member: (member.isreg(), _split(member.name)[0])):
             if regular:
                 yield self._item(clean_text(f"{shard}/{key}"), _read(archive, group, self.max_bytes))
@@ -88,6 +88,13 @@ class WebDataset(Source):
             provenance.setdefault("caption", text.strip())
         labels = split_tags(sidecar.get("labels"), separator)
         return SourceItem(key, image, None, split_tags(tags, separator), labels, provenance, extra)
+
+
+def _members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """Yield the members one by one; tarfile would keep a kilobyte of each."""
+    while (member := archive.next()) is not None:
+        archive.members.clear()  # type: ignore[attr-defined]
+        yield member
 
 
 def _split(name: str) -> tuple[str, str]:

@@ -150,7 +150,7 @@ class LocalSearcher:
     def jpeg(self, image_id: str) -> bytes | None:
         """Return the stored JPEG, or None where there is no such image."""
         row = self._index.image_row(image_id)
-        return None if row is None else self._jpegs.read(self._index.locations[row])
+        return None if row is None else self._jpegs.read(self._index.locations[row], image_id)
 
 
 def _hit(record: Record, score: float) -> Hit:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
+import shlex
 import signal
 import subprocess
 import tempfile
@@ -16,16 +16,23 @@ import time
 import urllib.request
 from pathlib import Path
 
+from features.__main__ import commands
 from tests.bench.result import finish
 
 ROOT = Path(__file__).resolve().parents[2]
 PORT = 8765
 
 
-def sample_commands(clone: Path) -> list[str]:
-    """Return the commands of `make sample` as make would run them."""
-    dry = subprocess.run(["make", "-n", "sample"], cwd=clone, capture_output=True, text=True, check=True).stdout
-    return [line.strip() for line in dry.splitlines() if " -m " in line]
+def sample_commands(clone: Path, environment: dict[str, str]) -> list[list[str]]:
+    """Return the commands of `make sample` as make would run them, the feature stages one by one."""
+    dry = ["make", "-n", "-o", ".venv/.ready", "sample"]
+    printed = subprocess.run(dry, cwd=clone, env=environment, capture_output=True, text=True, check=True).stdout
+    found = [shlex.split(line) for line in printed.splitlines() if " -m " in line]
+    split: list[list[str]] = []
+    for command in found:
+        stages = commands(command[3:]) if command[2] == "features" else [command[2:]]
+        split += [[*command[:2], *stage] for stage in stages]
+    return split
 
 
 def timed(command: list[str], clone: Path, environment: dict[str, str]) -> float:
@@ -67,14 +74,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="tagtower-") as folder:
         clone = Path(folder) / "clone"
         subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
-        environment = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL")}
+        ours = ("MAKEFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "ARGS", "B")  # what `make bench` would hand down
+        environment = {name: value for name, value in os.environ.items() if name not in ours}
         if arguments.cold:
             environment["UV_CACHE_DIR"] = str(Path(folder) / "cache")
         seconds = {"set-up": timed(["make", ".venv/.ready"], clone, environment)}
-        for command in sample_commands(clone):
-            module = re.search(r"-m (\S+)", command)
-            name = (module.group(1) if module else command) + (" (histogram)" if "color_histogram" in command else "")
-            seconds[name] = timed(command.split(), clone, environment)
+        for command in sample_commands(clone, environment):
+            name = command[2] + (" (histogram)" if "backbone=color_histogram" in command else "")
+            seconds[name] = timed(command, clone, environment)
         seconds["page answers"] = first_answer(clone, environment)
     for name, value in seconds.items():
         print(f"{name:32}{value:8.1f} s")
