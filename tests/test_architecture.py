@@ -125,7 +125,7 @@ def tracked_texts():
 
 FOREIGN = re.compile(
     r"(?<![\w.<>$])/(?:home|root|Users|work|mnt|scratch)/\w"
-    r"|pypi\.org|pythonhosted|index-url\s*=|artifactory|jfrog|nexus\d*\.|mirror\.[a-z]",
+    r"|py[p]i[.]org|python[h]osted|index-url\s*=|artifactory|jfrog|nexus\d*\.|mirror\.[a-z]",
 )
 
 

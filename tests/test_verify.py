@@ -57,6 +57,11 @@ def test_other_arguments_are_refused(capsys):
     assert "paths.dta" in capsys.readouterr().err
 
 
+def test_a_named_folder_that_is_not_there_is_an_error(tmp_path, capsys):
+    assert main([f"paths.data={tmp_path}/typo", f"paths.runs={tmp_path}"]) == 2
+    assert "typo" in capsys.readouterr().err
+
+
 def test_nothing_there_is_no_problem(tmp_path, capsys):
-    assert main([f"paths.data={tmp_path}/a", f"paths.runs={tmp_path}/b"]) == 0
+    assert main([f"paths.data={tmp_path}", f"paths.runs={tmp_path}"]) == 0
     assert "0 artifacts" in capsys.readouterr().out
