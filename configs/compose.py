@@ -114,6 +114,11 @@ def resolved(config: Any) -> dict[str, Any]:
     return asdict(config)
 
 
+def recipe_config(config: Any) -> dict[str, Any]:
+    """Return what of a config shapes an artifact: all but the paths, since a project may be moved."""
+    return {name: value for name, value in resolved(config).items() if name != "paths"}
+
+
 def expand_argument_files(arguments: list[str]) -> list[str]:
     """Replace each `@file` by the overrides in that file, one a line; blank lines and # comments are skipped."""
     expanded: list[str] = []

@@ -29,7 +29,7 @@ from configs.artifacts import (
     remove_partials,
     seal,
 )
-from configs.compose import register, resolved, run_stage
+from configs.compose import recipe_config, register, resolved, run_stage
 from crawl.records import TEST, TRAIN, VAL
 from crawl.shards import RELATIONS_FILE, Collection
 from crawl.tags import normalise_tag, read_relations
@@ -181,8 +181,7 @@ def evaluate(cfg: EvaluateConfig) -> Path:
     gate = collection.manifest.must_match["gate"]
     histograms = read_manifest(store_directory(cfg.paths, cfg.histogram, gate))  # without it a floor is missing
     content = {**inputs.content, "run": run.content_id, "collection": collection.content_id}
-    config = {name: value for name, value in resolved(cfg).items() if name != "paths"}  # which may be moved
-    recipe = digest([EVALUATE_VERSION, config, content, histograms.content_id if histograms else ""])
+    recipe = digest([EVALUATE_VERSION, recipe_config(cfg), content, histograms.content_id if histograms else ""])
     with exclusive(directory):
         earlier = read_manifest(directory)
         if earlier is not None and earlier.recipe == recipe:

@@ -31,7 +31,7 @@ from configs.artifacts import (
     remove_partials,
     seal,
 )
-from configs.compose import register, resolved, run_stage
+from configs.compose import recipe_config, register, resolved, run_stage
 from crawl.records import TRAIN, VAL
 from features.inverted_index import InvertedIndex
 from features.runtimes import resolve
@@ -206,8 +206,7 @@ def train_towers(inputs: Inputs, cfg: TrainConfig, run_dir: Path) -> TwoTowerMod
 def fit(cfg: TrainConfig) -> Path:
     """Train one run and return its directory. Callable from tests without Hydra."""
     inputs = open_inputs(cfg.paths, cfg.backbone)
-    config = {name: value for name, value in resolved(cfg).items() if name != "paths"}  # which may be moved
-    recipe = digest([TRAIN_VERSION, config, inputs.content, inputs.spaces])
+    recipe = digest([TRAIN_VERSION, recipe_config(cfg), inputs.content, inputs.spaces])
     run_dir, finished = open_run_dir(cfg, recipe)
     if finished is not None:
         log.info("already done: %s, val_map %.4f", run_dir, finished.facts["val_map"])
