@@ -83,7 +83,7 @@ format: $(READY) ## put the code into its format
 	@.venv/bin/ruff format . && .venv/bin/ruff check --fix .
 
 lock: $(READY) ## resolve pyproject.toml anew into requirements.lock
-	@.venv/bin/uv pip compile pyproject.toml --group dev --universal --generate-hashes --no-emit-index-url \
+	@.venv/bin/uv pip compile pyproject.toml --group dev --all-extras --universal --generate-hashes --no-emit-index-url \
 		--no-annotate --no-header --upgrade -q -o requirements.lock
 
 clean: ## remove the environment and the sample's artifacts; your own data/ and runs/ stay
