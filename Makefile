@@ -14,7 +14,7 @@ SERVE := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(PYTHON) -m serve
 SAMPLE := paths.data=data/sample paths.runs=runs/sample
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help demo sample serve crawl index tag_vectors image_features features train evaluate publish verify bench \
+.PHONY: help demo sample serve crawl index tag_vectors image_features reduce features train evaluate publish verify bench \
 	test lint format lock clean
 
 help: ## list the targets
@@ -51,7 +51,10 @@ tag_vectors: $(READY) ## give each tag a word vector
 image_features: $(READY) ## extract features of new images: ARGS="backbone=resnet50"
 	@$(PYTHON) -m features.extract $(ARGS)
 
-features: $(READY) ## index, tag_vectors, image_features and the colour histograms of evaluation
+reduce: $(READY) ## project features on their principal components: ARGS="pca=256" or ARGS="pca=0.95"
+	@$(PYTHON) -m features.reduce $(ARGS)
+
+features: $(READY) ## index, tag_vectors, image_features (reduced with pca=256) and the colour histograms of evaluation
 	@$(PYTHON) -m features $(ARGS)
 
 train: $(READY) ## fit the two towers: ARGS="objective=hinge margin=0.3 run=wide"

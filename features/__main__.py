@@ -1,4 +1,4 @@
-"""All feature stages in a row: index, tag_vectors, image_features and the colour histograms of evaluation.
+"""All feature stages in a row: index, tag_vectors, image_features, reduce with `pca=`, and the colour histograms.
 
 Each override goes to the stages whose config has its key; one that no stage has is refused before any work.
 """
@@ -10,13 +10,15 @@ import sys
 from dataclasses import fields
 
 from configs.compose import ConfigError, expand_argument_files, refuse_hydra_outputs
-from features.config import ImageFeaturesConfig, IndexConfig, TagVectorsConfig
+from features.config import ImageFeaturesConfig, IndexConfig, ReduceConfig, TagVectorsConfig
 
-STAGES = (
-    ("features.build_index", IndexConfig),
-    ("features.embed_tags", TagVectorsConfig),
-    ("features.extract", ImageFeaturesConfig),
-)
+EXTRACT = "features.extract"
+STAGES = {
+    "features.build_index": IndexConfig,
+    "features.embed_tags": TagVectorsConfig,
+    EXTRACT: ImageFeaturesConfig,
+}
+REDUCE = {"features.reduce": ReduceConfig}
 
 
 def key_of(override: str) -> str:
@@ -30,12 +32,17 @@ def commands(overrides: list[str]) -> list[list[str]]:
     Raises:
         ConfigError: an override that belongs to none of them.
     """
-    keys = {module: {field.name for field in fields(schema)} for module, schema in STAGES}
+    stages = STAGES | (REDUCE if any(key_of(each) == "pca" for each in overrides) else {})
+    keys = {module: {field.name for field in fields(schema)} for module, schema in stages.items()}
     if strange := [each for each in overrides if not any(key_of(each) in known for known in keys.values())]:
         raise ConfigError(f"no feature stage has a key for {', '.join(strange)}")
-    routed = [[module, *(each for each in overrides if key_of(each) in keys[module])] for module, _ in STAGES]
-    histogram = [each for each in routed[-1][1:] if key_of(each) != "backbone"]
-    return [*routed, [STAGES[-1][0], "backbone=color_histogram", *histogram]]
+    routed = {module: [each for each in overrides if key_of(each) in known] for module, known in keys.items()}
+    # Evaluation's floor is one for all: it stands on histograms as they are, whatever the features stand on.
+    histogram = [each for each in routed[EXTRACT] if key_of(each) not in ("backbone", "precision")]
+    return [
+        *([module, *chosen] for module, chosen in routed.items()),
+        [EXTRACT, "backbone=color_histogram", *histogram],
+    ]
 
 
 def main(arguments: list[str]) -> int:

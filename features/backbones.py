@@ -7,6 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Callable
+from dataclasses import replace
+from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -15,11 +19,16 @@ import torch
 import torchvision
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from configs.artifacts import ArtifactError, digest, file_sha256
+from configs.compose import CONFIG_DIR
+from features import huggingface
 from features.config import BackboneConfig
+from features.efficientnet_lite import efficientnet_lite0
 
-CARRIED_WEIGHTS = Path(__file__).parent / "carried" / "resnet50_msra_fp16.safetensors"
+HISTOGRAM = "color_histogram"
+TORCHVISION_LICENCE = "BSD-3-Clause"
 EXTRACTOR_VERSION = 1  # of decoding, resizing and cropping; raised when the same picture would give another feature
 HISTOGRAM_BINS = 32
 _AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")  # heads of Inception networks for their training alone
@@ -62,8 +71,8 @@ class ColorHistogram(nn.Module):
         return torch.cat([counts.flatten(1) / bins.shape[2], means], dim=1)
 
 
-def carried_resnet50(path: Path = CARRIED_WEIGHTS) -> nn.Module:
-    """Build the ResNet50 of He et al. 2015 with the carried weights.
+def msra_resnet50() -> nn.Module:
+    """Build the ResNet50 of He et al. 2015 without its classifier.
 
     The original network strides in the first 1x1 convolution of a stage, torchvision's in the 3x3 one. The tensors
     load either way; with the strides left as they are the features are quietly wrong.
@@ -72,9 +81,33 @@ def carried_resnet50(path: Path = CARRIED_WEIGHTS) -> nn.Module:
     for stage in (network.layer2, network.layer3, network.layer4):
         stage[0].conv1.stride = (2, 2)
         stage[0].conv2.stride = (1, 1)
-    network.load_state_dict({name: tensor.float() for name, tensor in load_file(path).items()})
-    carried: nn.Module = network
-    return carried
+    network.fc = nn.Identity()
+    built: nn.Module = network
+    return built
+
+
+# The networks whose weights lie in the repository: their file and what builds them.
+CARRIED: dict[str, tuple[Path, Callable[[], nn.Module]]] = {
+    "resnet50": (Path(__file__).parent / "carried" / "resnet50_msra_fp16.safetensors", msra_resnet50),
+    "efficientnet_lite0": (
+        Path(__file__).parent / "carried" / "efficientnet_lite0_fp16.safetensors",
+        efficientnet_lite0,
+    ),
+}
+
+
+def _carried(config: BackboneConfig) -> tuple[Path, Callable[[], nn.Module]]:
+    if config.architecture not in CARRIED:
+        raise ArtifactError(f"the carried weights are of {' and '.join(CARRIED)}, not of '{config.architecture}'")
+    return CARRIED[config.architecture]
+
+
+def _carried_network(config: BackboneConfig) -> nn.Module:
+    """Build a network with its carried weights, which may hold a classifier that the network has no more."""
+    path, build = _carried(config)
+    network = build()
+    network.load_state_dict({name: tensor.float() for name, tensor in load_file(path).items() if name[:3] != "fc."})
+    return network
 
 
 def _torchvision_network(config: BackboneConfig) -> nn.Module:
@@ -90,6 +123,7 @@ def _torchvision_network(config: BackboneConfig) -> nn.Module:
             f"the weights {_file_name(weights.url)} do not fit the network that torchvision builds as "
             f"{config.architecture} ({str(error).splitlines()[0]}). Choose another backbone."
         ) from error
+    _drop_last_layer(network)
     return network
 
 
@@ -127,49 +161,136 @@ def _state(url: str, backbone: str) -> dict[str, Tensor]:
         raise ArtifactError(f"'{path}' holds more than weights and was not loaded: {error}") from error
     except (OSError, RuntimeError) as error:  # RuntimeError: what came has another hash
         raise ArtifactError(
-            f"the weights {path.name} of {backbone} could not be downloaded ({error}). "
-            f"Place that file in '{path.parent}' by hand and run again."
+            f"the weights {path.name} of {backbone} could not be downloaded ({error}). They are looked for in "
+            f"'{path.parent}', which TORCH_HOME moves. To place them by hand, download {url} on another machine, "
+            "copy that file there under this name, and run again."
         ) from error
 
 
-def _torchvision_weights(config: BackboneConfig) -> torchvision.models.WeightsEnum:
+def _torchvision_weights(config: BackboneConfig) -> Any:
+    known = torchvision.models.list_models(module=torchvision.models)  # classifiers alone
+    if config.architecture not in known:
+        close = ", ".join(get_close_matches(config.architecture, known, n=4, cutoff=0.4)) or "nothing"
+        raise ArtifactError(f"torchvision has no classifier '{config.architecture}'; close to it: {close}")
+    weights = torchvision.models.get_model_weights(config.architecture)
+    if config.weights not in weights.__members__:
+        raise ArtifactError(
+            f"torchvision has no weights '{config.weights}' of '{config.architecture}'; it has "
+            f"{', '.join(weights.__members__)}"
+        )
+    return weights[config.weights]
+
+
+def _drop_last_layer(network: nn.Module) -> int:
+    """Replace a classifier's last layer by the identity, and return how many numbers it took: the feature's width.
+
+    What comes before it stays, as hidden layers (VGG, MobileNetV3) and the norm of ConvNeXt do, and so does what comes
+    after, as the pooling of SqueezeNet, whose last layer is a convolution.
+    """
+    layers = [(name, each) for name, each in network.named_modules() if isinstance(each, nn.Linear | nn.Conv2d)]
+    name, last = layers[-1]
+    network.set_submodule(name, nn.Identity())
+    return last.in_features if isinstance(last, nn.Linear) else last.in_channels
+
+
+class Unallocated(TorchFunctionMode):
+    """Builds layers without memory for their weights, of which then only the shapes can be asked.
+
+    `torch.device("meta")` would do the same to the small tensors that some networks read while they are built.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        where = {"device": "meta"} if func is torch.empty else {}
+        return func(*args, **{**(kwargs or {}), **where})
+
+
+@cache
+def _torchvision_width(architecture: str, weights: Any) -> int:
+    with Unallocated():
+        return _drop_last_layer(network_for(architecture, weights))
+
+
+def _torchvision_settings(config: BackboneConfig) -> dict[str, Any]:
+    weights = _torchvision_weights(config)
+    steps = weights.transforms()  # antialiased, all of them
+    return {
+        "weights": weights.name,
+        "width": config.width or _torchvision_width(config.architecture, weights),
+        "resize_px": config.resize_px or steps.resize_size[0],
+        "crop_px": config.crop_px or steps.crop_size[0],
+        "interpolation": config.interpolation or steps.interpolation.value,
+        "mean": config.mean or list(steps.mean),
+        "std": config.std or list(steps.std),
+        "licence": config.licence or weights.meta.get("license", TORCHVISION_LICENCE),
+    }
+
+
+def settle(config: BackboneConfig) -> BackboneConfig:
+    """Fill in what a config leaves to its weights, and name these exactly; a settled config comes back as it is.
+
+    Raises:
+        ArtifactError: no such architecture or weights, or values that do not go together.
+    """
+    if huggingface.is_huggingface(config):
+        found = huggingface.settings(config)
+    elif config.weights in ("", "carried"):
+        return config
+    else:
+        found = _torchvision_settings(config)
     try:
-        return torchvision.models.get_model_weights(config.architecture)[config.weights]
-    except (ValueError, KeyError) as error:
-        raise ArtifactError(f"torchvision has no weights '{config.weights}' of '{config.architecture}'") from error
+        return replace(config, **found)
+    except ValueError as error:  # a given side that does not fit to the one found
+        raise ArtifactError(str(error)) from error
 
 
-def _without_head(network: nn.Module) -> nn.Module:
-    """Replace the classifier by the identity, so that the network ends in its pooled feature."""
-    head = "fc" if hasattr(network, "fc") else "classifier" if hasattr(network, "classifier") else "heads"
-    setattr(network, head, nn.Identity())
-    return network
+def overrides(config: BackboneConfig) -> list[str]:
+    """Return the overrides by which the command line chooses a backbone, for the command in an error."""
+    if (CONFIG_DIR / "backbone" / f"{config.name}.yaml").is_file():
+        return [f"backbone={config.name}"]
+    group = "huggingface" if huggingface.is_huggingface(config) else "torchvision"
+    return [f"backbone={group}", f"backbone.architecture={config.architecture}"]
 
 
 def build_backbone(config: BackboneConfig) -> nn.Module:
     """Build the network of a config in evaluation mode: (B, 3, crop, crop) uint8 RGB -> (B, width) float32."""
-    if config.architecture == "color_histogram":
+    config = settle(config)
+    if config.architecture == HISTOGRAM:
         return ColorHistogram().eval()
-    if config.weights == "carried" and config.architecture != "resnet50":
-        raise ArtifactError(f"the carried weights are of resnet50, not of '{config.architecture}'")
-    network = carried_resnet50() if config.weights == "carried" else _torchvision_network(config)
-    return Normalised(_without_head(network), config.mean, config.std).eval().requires_grad_(False)
+    if huggingface.is_huggingface(config):
+        network = huggingface.load_network(huggingface.model_folder(config))
+    elif config.weights == "carried":
+        network = _carried_network(config)
+    else:
+        network = _torchvision_network(config)
+    return Normalised(network, config.mean, config.std).eval().requires_grad_(False)
 
 
 def weights_digest(config: BackboneConfig) -> str:
     """Name the weights by content without loading them; torchvision's file names carry a hash."""
+    if huggingface.is_huggingface(config):
+        return huggingface.weights_digest(huggingface.model_folder(config))
     if config.weights == "carried":
-        return file_sha256(CARRIED_WEIGHTS)
+        return _carried_sha256(_carried(config)[0])
     if not config.weights:
         return ""
     return hashlib.sha256(_file_name(_torchvision_weights(config).url).encode()).hexdigest()
 
 
-def feature_space(config: BackboneConfig, gate: str) -> str:
+@cache
+def _carried_sha256(path: Path) -> str:
+    """Hash weights once a process: 51 MB take a tenth of a second, and every reader of features asks."""
+    return file_sha256(path)
+
+
+def backbone_space(config: BackboneConfig, gate: str) -> str:
     """Fingerprint of all that shapes a feature: gate, weights, preprocessing, precision.
 
-    The runtimes agree to cosine 0.9999, so they are not part of it.
+    The runtimes agree to cosine 0.9999, so they are not part of it. A Hugging Face model is known by its content alone,
+    since its folder may lie anywhere.
     """
-    preprocessing = [config.resize_px, config.crop_px, list(config.mean), list(config.std)]
-    network = [config.architecture, weights_digest(config), config.width]
+    config = settle(config)
+    geometry = [config.resize_px, config.crop_px, config.interpolation, config.squash]
+    preprocessing = [*geometry, list(config.mean), list(config.std)]
+    architecture = "huggingface" if huggingface.is_huggingface(config) else config.architecture
+    network = [architecture, weights_digest(config), config.width]
     return digest([EXTRACTOR_VERSION, gate, network, preprocessing, "float32, stored as float16"])

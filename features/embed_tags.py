@@ -1,7 +1,8 @@
 """Stage `tag_vectors`: give each tag of the index a word vector.
 
-Reads   data/index
-Writes  data/tag_vectors/<generation>/{vectors.npy, known.npy, unknown.txt, manifest.json}
+Reads   data/index; data/collection where words=train trains
+Writes  data/tag_vectors/<generation>/{vectors.npy, known.npy, unknown.txt, manifest.json}; data/words/, tables trained
+        here and conversions of files
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from configs.generations import add_generation
 from features.config import TagVectorsConfig
 from features.inverted_index import InvertedIndex, open_index
 from features.tag_vectors import open_words, vector_of_tag, word_space
+from features.train_words import train_words
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +36,9 @@ def embed(cfg: TagVectorsConfig) -> Path:
     is left out of training and evaluation, and is listed in unknown.txt.
     """
     index, index_manifest = open_index(cfg.paths)
-    words = open_words(cfg.words)
+    if cfg.words.name == "train":
+        train_words(cfg.words, cfg.paths, cfg.retrain)
+    words = open_words(cfg.words, cfg.paths)
     space = word_space(words)
     recipe = digest([space, index_manifest.content_id])
 

@@ -5,7 +5,10 @@ A part is `<digest of its ids>.npy` (n, W) float16 with `<digest>.ids`; the arra
 
 from __future__ import annotations
 
+import hashlib
+import io
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -14,28 +17,28 @@ from configs.artifacts import (
     ArtifactError,
     Manifest,
     atomic_write,
-    digest,
     map_array,
     open_artifact,
+    read_manifest,
     require_match,
     save_array,
+    seal,
 )
-from configs.compose import Paths
-from features.backbones import feature_space
-from features.config import BackboneConfig
+from configs.compose import resolved
+from features.config import ExtractionConfig, FeatureSpaceConfig
+from features.inverted_index import InvertedIndex
+from features.spaces import feature_space, overrides, store_directory, width_of
 
-
-def store_directory(paths: Paths, backbone: BackboneConfig, gate: str) -> Path:
-    """Return where the features of a backbone lie: a directory a feature space."""
-    return paths.artifact("image_features") / f"{backbone.name}-{feature_space(backbone, gate)[:8]}"
+_ID_LINE = np.dtype([("image_id", "S16"), ("newline", "S1")])
 
 
 class FeatureStore:
     """Parts of one feature space."""
 
-    def __init__(self, directory: Path, width: int) -> None:
+    def __init__(self, directory: Path, width: int, make: str = "make image_features") -> None:
         self.directory = directory
         self.width = width
+        self.make = make  # the command that fills it, for error messages
 
     def parts(self) -> list[str]:
         """Names of committed parts, ascending."""
@@ -48,14 +51,30 @@ class FeatureStore:
             ArtifactError: they are gone, or not those that the part is named by.
         """
         path = self.directory / f"{part}.ids"
-        content = path.read_bytes() if path.is_file() else b""
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:
+            content = b""
         if _part_name(content) != part:
-            raise ArtifactError(f"'{path}' is damaged; delete it and '{part}.npy', and run `make image_features`")
-        return np.array(content.split(), dtype="S16")
+            raise ArtifactError(f"'{path}' is damaged; delete it and '{part}.npy', and run `{self.make}`")
+        return np.frombuffer(content, _ID_LINE)["image_id"].copy()
+
+    def rows(self, part: str) -> np.ndarray:
+        """Return (n, width) float16 features of a part, mapped."""
+        return map_array(self.directory / f"{part}.npy", "<f2", (len(self.ids(part)), self.width))
 
     def stored_ids(self) -> np.ndarray:
         """Return (n,) S16 image_ids that have a feature, ascending."""
         return np.unique(np.concatenate([np.empty(0, "S16"), *(self.ids(part) for part in self.parts())]))
+
+    def missing(self, index: InvertedIndex) -> np.ndarray:
+        """Return (n,) S16 image_ids of an index that have no feature, ascending."""
+        image_ids = np.asarray(index.image_ids)
+        return image_ids[~np.isin(image_ids, self.stored_ids())]
+
+    def holds(self, image_ids: np.ndarray) -> bool:
+        """Tell whether just these images are a committed part."""
+        return (self.directory / f"{_part_name(_lines(image_ids))}.npy").is_file()
 
     def add(self, image_ids: np.ndarray, features: np.ndarray) -> None:
         """Commit a part.
@@ -71,7 +90,7 @@ class FeatureStore:
                 f"features of shape {stored.shape} with {int((~np.isfinite(stored)).sum())} non-finite values; "
                 f"expected ({len(image_ids)}, {self.width}), all finite"
             )
-        ids = b"".join(image_id + b"\n" for image_id in image_ids.tolist())
+        ids = _lines(image_ids)
         part = _part_name(ids)
         atomic_write(self.directory / f"{part}.ids", ids)
         save_array(self.directory / f"{part}.npy", stored)
@@ -82,50 +101,108 @@ class FeatureStore:
         Raises:
             ArtifactError: images without a feature.
         """
-        order = np.argsort(image_ids)
-        ascending = image_ids[order]
+        keys = _as_numbers(image_ids)
+        in_order = bool((keys[1:] > keys[:-1]).all())  # as an index has them
+        order = np.arange(len(keys)) if in_order else np.argsort(keys)
+        ascending = keys if in_order else keys[order]
         rows = np.empty((len(image_ids), self.width), dtype=np.float16)
         found = np.zeros(len(image_ids), dtype=bool)
         for part in self.parts():
-            part_ids = self.ids(part)
-            array = map_array(self.directory / f"{part}.npy", "<f2", (len(part_ids), self.width))
-            at = np.minimum(np.searchsorted(ascending, part_ids), len(ascending) - 1)
-            wanted = ascending[at] == part_ids
-            rows[order[at[wanted]]] = array[wanted]
+            part_keys = _as_numbers(self.ids(part))
+            start = int(np.searchsorted(ascending, part_keys[0]))
+            if in_order and np.array_equal(ascending[start : start + len(part_keys)], part_keys):
+                self._read_into(rows[start : start + len(part_keys)], part)
+                found[start : start + len(part_keys)] = True
+                continue
+            at = np.minimum(np.searchsorted(ascending, part_keys), len(ascending) - 1)
+            wanted = ascending[at] == part_keys
+            rows[order[at[wanted]]] = self.rows(part)[wanted]
             found[order[at[wanted]]] = True
         if not found.all():
             raise ArtifactError(
                 f"{int((~found).sum())} of {len(found)} images have no feature in '{self.directory}'. "
-                "Run `make image_features`."
+                f"Run `{self.make}`."
             )
         return rows
 
+    def _read_into(self, target: np.ndarray, part: str) -> None:
+        """Read a whole part to where it belongs, which spares mapping its pages one by one."""
+        path = self.directory / f"{part}.npy"
+        with path.open("rb", buffering=0) as stream:
+            header = _npy_header(target.shape)
+            if stream.read(len(header)) != header:
+                target[:] = self.rows(part)  # which says what is wrong with it
+            elif stream.readinto(target.data.cast("B")) != target.nbytes:
+                raise ArtifactError(f"'{path}' ends early; `make verify` lists what is damaged")
+
+
+@cache
+def _npy_header(shape: tuple[int, ...]) -> bytes:
+    """Return the bytes before the rows of a part, as numpy writes them."""
+    stream = io.BytesIO()
+    np.lib.format.write_array_header_1_0(stream, {"descr": "<f2", "fortran_order": False, "shape": shape})
+    return stream.getvalue()
+
+
+def _as_numbers(image_ids: np.ndarray) -> np.ndarray:
+    """Return (n,) uint64 of (n,) S16 image_ids, which are hexadecimal: they sort and compare many times faster."""
+    return np.frombuffer(bytes.fromhex(image_ids.tobytes().decode("ascii")), ">u8").astype(np.uint64)
+
+
+def _lines(image_ids: np.ndarray) -> bytes:
+    return b"".join(image_id + b"\n" for image_id in image_ids.tolist())
+
 
 def _part_name(ids: bytes) -> str:
-    return digest(ids.decode("latin-1"))[:16]
+    return hashlib.sha256(ids).hexdigest()[:16]
 
 
-def open_store(paths: Paths, backbone: BackboneConfig, gate: str) -> tuple[FeatureStore, Manifest]:
+def is_sealed(store: FeatureStore) -> bool:
+    """Tell whether the manifest lists just the parts that are there."""
+    manifest = read_manifest(store.directory)
+    return manifest is not None and set(manifest.files) == set(_files_of(store))
+
+
+def _files_of(store: FeatureStore) -> list[str]:
+    return [f"{part}{suffix}" for part in store.parts() for suffix in (".ids", ".npy")]
+
+
+def seal_store(store: FeatureStore, cfg: ExtractionConfig, space: str, index: Manifest) -> Manifest:
+    """Write the manifest over all parts; parts listed before are not hashed again."""
+    earlier = read_manifest(store.directory)
+    return seal(
+        store.directory,
+        "image_features",
+        config=resolved(cfg),
+        files=_files_of(store),
+        must_match={"feature_space": space},
+        provenance={"index": index.content_id},
+        facts={"num_images": len(store.stored_ids()), "width": store.width, "num_parts": len(store.parts())},
+        described=earlier.files if earlier else {},
+    )
+
+
+def open_store(cfg: FeatureSpaceConfig, gate: str) -> tuple[FeatureStore, Manifest]:
     """Open the store of a feature space without reading features.
 
     Raises:
         ArtifactError: no store of this feature space.
     """
-    directory = store_directory(paths, backbone, gate)
-    make = f'make image_features ARGS="backbone={backbone.name}"'
+    directory = store_directory(cfg, gate)
+    make = f'make {"reduce" if cfg.pca else "image_features"} ARGS="{overrides(cfg)}"'
     manifest = open_artifact(directory, "image_features", make=make)
-    space = {"feature_space": feature_space(backbone, gate)}  # the folder's name holds its first 8 digits only
-    require_match(manifest.must_match, space, f"'{directory}'", f"backbone '{backbone.name}'")
-    return FeatureStore(directory, backbone.width), manifest
+    space = {"feature_space": feature_space(cfg, gate)}  # the folder's name holds its first 8 digits only
+    require_match(manifest.must_match, space, f"'{directory}'", f"backbone '{cfg.backbone.name}'")
+    return FeatureStore(directory, width_of(cfg, gate), make), manifest
 
 
 def open_features(
-    paths: Paths, backbone: BackboneConfig, gate: str, image_ids: Sequence[bytes] | np.ndarray
+    cfg: FeatureSpaceConfig, gate: str, image_ids: Sequence[bytes] | np.ndarray
 ) -> tuple[np.ndarray, Manifest]:
-    """Return the (N, width) float16 features of images, and the manifest of their store.
+    """Return the (N, W) float16 features of images, and the manifest of their store.
 
     Raises:
         ArtifactError: no store of this feature space, or images without a feature.
     """
-    store, manifest = open_store(paths, backbone, gate)
+    store, manifest = open_store(cfg, gate)
     return store.gather(np.asarray(image_ids)), manifest

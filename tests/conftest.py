@@ -1,5 +1,7 @@
 """Fixtures shared by all tests: a tiny tree of pictures, and its way through the stages before training."""
 
+import os
+
 import pytest
 
 import crawl.collect
@@ -11,6 +13,8 @@ from features.embed_tags import embed
 from features.extract import extract
 from tests.synthetic import line, one_thread, trained  # noqa: F401 - fixtures
 from tests.tiny import QuickGate, crawl_config, histogram_config, write_tree
+
+WORKERS = {"name": "ray", "cpus": 0.5, "workers": 2}
 
 
 @pytest.fixture(scope="session")
@@ -35,3 +39,13 @@ def tiny_data(tiny_tree, tmp_path_factory):
 def quick_gate(monkeypatch):
     """Run the gate in this process."""
     monkeypatch.setattr(crawl.collect, "IsolatedGate", QuickGate)
+
+
+@pytest.fixture(scope="session")
+def cluster():
+    """The config of workers on a Ray cluster of one node, which listens on loopback alone."""
+    os.environ |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_worker_niceness": "0"}
+    ray_cluster = pytest.importorskip("ray.cluster_utils")
+    head = ray_cluster.Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    yield {**WORKERS, "address": head.address}
+    head.shutdown()

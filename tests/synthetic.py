@@ -14,11 +14,11 @@ from configs.compose import Paths
 from crawl.records import TEST, TRAIN, VAL, Record, split_of
 from crawl.shards import ShardWriter
 from features.build_index import build
-from features.config import BackboneConfig, ImageFeaturesConfig, IndexConfig, TagVectorsConfig, WordsConfig
+from features.config import BackboneConfig, FeatureSpaceConfig, IndexConfig, TagVectorsConfig, WordsConfig
 from features.embed_tags import embed
-from features.extract import seal_store
-from features.image_features import FeatureStore, feature_space, store_directory
+from features.image_features import FeatureStore, seal_store
 from features.inverted_index import InvertedIndex, open_index
+from features.spaces import feature_space, store_directory
 from serve.config import PublishConfig
 from serve.publish import publish
 from train.config import EvaluateConfig, TrainConfig
@@ -96,12 +96,12 @@ def features_of(index: InvertedIndex, noise: float, seed: int) -> np.ndarray:
 def store_features(paths: Paths, backbone: BackboneConfig, noise: float, seed: int = 3) -> None:
     """Seal a store of features for the index in force."""
     index, manifest = open_index(paths)
-    store = FeatureStore(store_directory(paths, backbone, GATE), backbone.width)
+    cfg = FeatureSpaceConfig(paths, backbone)
+    store = FeatureStore(store_directory(cfg, GATE), backbone.width)
     store.directory.mkdir(parents=True, exist_ok=True)
-    missing = np.flatnonzero(~np.isin(np.asarray(index.image_ids), store.stored_ids()))
-    store.add(np.asarray(index.image_ids[missing]), features_of(index, noise, seed)[missing])
-    cfg = ImageFeaturesConfig(paths=paths, backbone=backbone)
-    seal_store(store, cfg, feature_space(backbone, GATE), manifest)
+    missing = store.missing(index)
+    store.add(missing, features_of(index, noise, seed)[np.searchsorted(index.image_ids, missing)])
+    seal_store(store, cfg, feature_space(cfg, GATE), manifest)
 
 
 def write_line(root: Path) -> Paths:

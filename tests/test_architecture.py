@@ -19,13 +19,19 @@ HOMES = {
     "waitress": ["serve/"],
     "gensim": ["features/"],
     "openvino": ["features/"],
+    "nncf": ["features/calibrate.py"],
+    "transformers": ["features/huggingface.py"],
+    "huggingface_hub": ["features/huggingface.py"],
+    "ray": ["configs/executors.py"],
+    "matplotlib": [],
+    "sklearn": [],
     "torchvision": ["features/"],
     "PIL": ["crawl/ingest/"],
     "simplejpeg": ["crawl/ingest/"],
     "hydra": ["configs/compose.py"],
-    "pickle": ["features/backbones.py", "features/tag_vectors.py", "train/module.py"],
+    "pickle": ["features/backbones.py", "features/foreign_words.py", "train/module.py"],
     "urllib.request": ["crawl/"],
-    "http.client": ["crawl/", "features/tag_vectors.py"],  # the downloader's errors
+    "http.client": ["crawl/", "features/foreign_words.py"],  # the downloader's errors
     "requests": [],
 }
 

@@ -15,7 +15,8 @@ from omegaconf.errors import OmegaConfBaseException
 import crawl.collect  # noqa: F401
 import features.build_index
 import features.embed_tags
-import features.extract  # noqa: F401
+import features.extract
+import features.reduce  # noqa: F401
 import serve.__main__
 import serve.publish  # noqa: F401
 import train.evaluate
@@ -31,7 +32,14 @@ from configs.compose import (
     typed,
 )
 from crawl.config import CrawlConfig, FolderSource, GateOptions, TableSource, WebDatasetSource
-from features.config import BackboneConfig, ImageFeaturesConfig, IndexConfig, TagVectorsConfig, WordsConfig
+from features.config import (
+    BackboneConfig,
+    ImageFeaturesConfig,
+    IndexConfig,
+    ReduceConfig,
+    TagVectorsConfig,
+    WordsConfig,
+)
 from serve.config import PublishConfig, ServeConfig
 from train.config import EvaluateConfig, TrainConfig
 
@@ -41,6 +49,7 @@ STAGES = {
     "index": (IndexConfig, []),
     "tag_vectors": (TagVectorsConfig, []),
     "image_features": (ImageFeaturesConfig, []),
+    "reduce": (ReduceConfig, ["pca=256"]),
     "train": (TrainConfig, []),
     "evaluate": (EvaluateConfig, []),
     "publish": (PublishConfig, []),
@@ -71,7 +80,13 @@ def test_every_yaml_of_the_top_folder_is_a_stage_or_what_they_share():
 @pytest.mark.parametrize(("stage", "group"), [("image_features", "backbone"), ("train", "backbone")])
 @pytest.mark.parametrize("option", options("backbone"))
 def test_every_backbone_composes(stage, group, option):
-    assert composed(stage, f"{group}={option}").backbone.name == option
+    named = ["backbone.architecture=some/model"] if option in ("torchvision", "huggingface") else []
+    assert composed(stage, f"{group}={option}", *named).backbone.name == ("some-model" if named else option)
+
+
+@pytest.mark.parametrize("option", options("executor"))
+def test_every_executor_composes(option):
+    assert composed("image_features", f"executor={option}", "executor.cpus=0.5").executor.name == option
 
 
 @pytest.mark.parametrize("option", options("objective"))
@@ -260,7 +275,7 @@ def test_a_typo_on_the_command_line_ends_with_its_name_and_writes_nothing(tmp_pa
 
 
 CONFIG_FILES = sorted(ROOT.glob("*/config.py"))
-EXPLAINED_BY_THEIR_CLASS = {"paths", "source", "gate", "words", "backbone"}  # nested configs
+EXPLAINED_BY_THEIR_CLASS = {"paths", "source", "gate", "words", "backbone", "executor"}  # nested configs
 
 
 @pytest.mark.parametrize("path", CONFIG_FILES, ids=lambda path: path.parent.name)
@@ -296,7 +311,9 @@ def test_what_would_let_hydra_write_or_drop_a_key_is_refused(argument):
 
 
 README = (CONFIG_DIR.parent / "README.md").read_text(encoding="utf-8")
-COMMANDS = re.findall(r'make (crawl|train|evaluate|publish|serve) (?:PORT=\d+ )?ARGS="([^"]+)"', README)
+COMMANDS = re.findall(
+    r'make (crawl|tag_vectors|image_features|reduce|train|evaluate|publish|serve) (?:PORT=\d+ )?ARGS="([^"]+)"', README
+)
 
 
 @pytest.mark.parametrize(("stage", "overrides"), COMMANDS)

@@ -10,7 +10,7 @@ import pytest
 
 from crawl.config import CrawlConfig, FolderSource, TableSource, WebDatasetSource
 from crawl.ingest import Reason
-from features.config import ImageFeaturesConfig, IndexConfig, TagVectorsConfig
+from features.config import ImageFeaturesConfig, IndexConfig, ReduceConfig, TagVectorsConfig
 from serve.config import PublishConfig, ServeConfig
 from train.config import EvaluateConfig, TrainConfig
 
@@ -21,6 +21,7 @@ SCHEMAS = (
     IndexConfig,
     TagVectorsConfig,
     ImageFeaturesConfig,
+    ReduceConfig,
     TrainConfig,
     EvaluateConfig,
     PublishConfig,
@@ -91,6 +92,15 @@ def reference(name):
 
 def cell(figure):
     return f"{figure['mean']:.3f} ({figure['low']:.3f}-{figure['high']:.3f})"
+
+
+def test_the_speed_table_shows_what_the_benchmark_found():
+    found = json.loads((ROOT / "tests" / "reference" / "features.json").read_text(encoding="utf-8"))
+    rates, ratios = found["figures"], found["ratios"]
+    assert f"**Tagtower**, float32 | {rates['images_per_s']:.1f} | {ratios['plain_loop']:.2f} |" in README
+    gated = next(line for line in README.splitlines() if f"`precision={rates['gated_precision']}`, " in line)
+    assert f"{rates['neighbours_kept']:.1%}".replace("%", " %") in gated
+    assert gated.endswith(f"| {rates['gated_images_per_s']:.1f} | {ratios['plain_loop_gated']:.2f} |")
 
 
 @pytest.mark.parametrize("system", ["default", "ridge", "class_mean", "class_mean_histogram", "random", "original"])

@@ -1,22 +1,33 @@
 """Stage `image_features`: each image once, kills that cost at most a part, damage named."""
 
-import os
+import re
 import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import features.extract as stage
+import features.extractor
+import features.pictures
 from configs.artifacts import ArtifactError, read_manifest, verify
-from configs.compose import Paths
+from configs.compose import CONFIG_DIR, Paths
+from configs.executors import ExecutorConfig
 from crawl.collect import collect
 from crawl.shards import JpegReader
 from features.build_index import build
-from features.config import ImageFeaturesConfig, IndexConfig
-from features.extract import decode, extract
+from features.config import FeatureSpaceConfig, ImageFeaturesConfig, IndexConfig
+from features.extract import extract
 from features.image_features import open_features
 from features.inverted_index import open_index
+from features.pictures import decode
+from features.runtimes import cores
 from tests.tiny import FOLDERS, HISTOGRAM, NUM_PICTURES, crawl_config, histogram_config, picture, write_tree
+
+ROOT = CONFIG_DIR.parent
 
 
 @pytest.fixture
@@ -32,8 +43,8 @@ class Watched:
     def __init__(self, monkeypatch, die_at=None, value=None):
         self.pictures, self.batches = 0, 0
         self.die_at, self.value = die_at, value
-        real = stage.open_runtime
-        monkeypatch.setattr(stage, "open_runtime", lambda *a: self.around(real(*a)))
+        real = features.extractor.open_runtime
+        monkeypatch.setattr(features.extractor, "open_runtime", lambda *a: self.around(real(*a)))
 
     def around(self, run):
         def runtime(batch):
@@ -41,10 +52,10 @@ class Watched:
                 raise KeyboardInterrupt
             self.batches += 1
             self.pictures += len(batch)
-            features = run(batch)
+            found = run(batch)()
             if self.value is not None:
-                features[0, 0] = self.value
-            return features
+                found[0, 0] = self.value
+            return lambda: found
 
         return runtime
 
@@ -62,7 +73,7 @@ def test_every_image_is_computed_once(data, monkeypatch):
 def test_a_second_run_computes_nothing(data, monkeypatch, caplog):
     directory = extract(config(data))
     before = (directory / "manifest.json").read_bytes()
-    monkeypatch.setattr(stage, "build_backbone", None)
+    monkeypatch.setattr(stage, "fill", None)
     with caplog.at_level("INFO"):
         extract(config(data))
     assert "already done" in caplog.text
@@ -84,10 +95,11 @@ def test_ten_new_pictures_cost_ten(tmp_path, monkeypatch, quick_gate):
 def test_features_are_those_of_the_pictures_they_are_named_by(data):
     extract(config(data))
     index, manifest = open_index(Paths(data=str(data)))
-    rows, _ = open_features(Paths(data=str(data)), HISTOGRAM, manifest.must_match["gate"], index.image_ids)
+    space = FeatureSpaceConfig(Paths(data=str(data)), HISTOGRAM)
+    rows, _ = open_features(space, manifest.must_match["gate"], index.image_ids)
     reader = JpegReader(data / "collection")
     for row in (0, 17, 39):
-        pixels = decode(reader.read(index.locations[row], index.image_id(row)), 32, 32)
+        pixels = decode(reader.read(index.locations[row], index.image_id(row)), HISTOGRAM)
         assert rows[row, 96:] == pytest.approx(pixels.mean(axis=(1, 2)) / 255, abs=2e-3)
     reader.close()
 
@@ -150,11 +162,11 @@ def test_an_index_of_another_collection_stops_the_stage(data):
         extract(config(data))
 
 
-@pytest.mark.parametrize(("asked", "used"), [(0, os.cpu_count()), (3, 3)])
+@pytest.mark.parametrize(("asked", "used"), [(0, cores()), (3, 3)])
 def test_pictures_are_decoded_on_as_many_threads_as_asked_for_or_one_a_core(asked, used, data, monkeypatch):
     seen = []
-    real = stage.PictureReader
-    monkeypatch.setattr(stage, "PictureReader", lambda *a: seen.append(a[-1]) or real(*a))
+    real = features.extractor.PictureReader
+    monkeypatch.setattr(features.extractor, "PictureReader", lambda *a: seen.append(a[-1]) or real(*a))
     extract(config(data, decode_threads=asked))
     assert seen == [used]
 
@@ -178,6 +190,84 @@ def test_leftovers_of_a_killed_write_are_removed(data):
 
 
 def test_a_picture_is_scaled_by_its_shorter_side_and_cropped_in_the_middle():
-    pixels = decode(picture(0, (64, 32)), 32, 16)
-    assert pixels.shape == (3, 16, 16)
-    assert (pixels == decode(picture(0, (64, 32)), 32, 32)[:, 8:24, 8:24]).all()
+    pixels = decode(picture(0, (64, 32)), replace(HISTOGRAM, resize_px=64, crop_px=32))
+    assert pixels.shape == (3, 32, 32)
+    assert (pixels == decode(picture(0, (64, 32)), replace(HISTOGRAM, resize_px=64, crop_px=64))[:, 16:48, 16:48]).all()
+
+
+def test_renamed_pictures_cost_nothing(tmp_path, monkeypatch, quick_gate):
+    data, tree = tmp_path / "data", write_tree(tmp_path / "tree", count=12)
+    collect(crawl_config(data, tree))
+    build(IndexConfig(paths=Paths(data=str(data))))
+    extract(config(data))
+    shutil.rmtree(data / "collection")
+    for path in sorted(tree.rglob("*.jpg")):
+        path.rename(path.with_name(f"renamed {path.name}"))
+    collect(crawl_config(data, tree))
+    build(IndexConfig(paths=Paths(data=str(data))))
+    watched = Watched(monkeypatch)
+    extract(config(data))
+    assert watched.pictures == 0
+
+
+def test_another_size_computes_all_in_a_directory_of_its_own(data, monkeypatch):
+    first = extract(config(data))
+    watched = Watched(monkeypatch)
+    larger = replace(HISTOGRAM, resize_px=40)
+    assert extract(replace(config(data), backbone=larger)) != first
+    assert watched.pictures == NUM_PICTURES
+
+
+def test_two_processes_at_once_end_with_one_whole_store(data):
+    command = [
+        sys.executable,
+        "-c",
+        "import sys, pathlib; from tests.test_extract import *; extract(config(pathlib.Path(sys.argv[1])))",
+    ]
+    both = [subprocess.Popen([*command, str(data)], cwd=ROOT, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    errors = [process.communicate(timeout=120)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], errors
+    directory = extract(config(data))
+    assert verify(directory) == []
+    assert read_manifest(directory).facts["num_images"] == NUM_PICTURES
+
+
+def test_a_flipped_byte_is_found_wherever_it_is(data):
+    directory = extract(config(data))
+    for path in sorted(directory.glob("*.*")):
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-3] + bytes([whole[-3] ^ 1]) + whole[-2:])
+        assert len(verify(directory)) == 1, path.name
+        path.write_bytes(whole)
+    assert verify(directory) == []
+
+
+def test_a_part_that_another_process_committed_meanwhile_is_not_computed_again(data, monkeypatch):
+    extract(config(data))
+    watched = Watched(monkeypatch)
+    worker = features.extractor.PartExtractor(config(data))
+    index, _ = open_index(Paths(data=str(data)))
+    assert worker(np.asarray(index.image_ids[:8])) == 8
+    worker.close()
+    assert watched.pictures == 0
+
+
+def test_ray_writes_the_same_bytes(data, tmp_path, cluster):
+    shutil.copytree(data, tmp_path / "local")
+    local = extract(config(tmp_path / "local"))
+    executor = ExecutorConfig(**cluster)
+    assert read_manifest(extract(config(data, executor=executor))).content_id == read_manifest(local).content_id
+
+
+def test_images_disk_and_time_are_told_before_a_long_extraction(data, monkeypatch, caplog):
+    monkeypatch.setattr(stage, "PROBED_BATCHES", 1)
+    with caplog.at_level("INFO"):
+        extract(config(data, batch_size=2))
+    assert f"{NUM_PICTURES} images to extract, 0.0 MiB of disk in" in caplog.text
+    assert re.search(r"\d+ images a second on this machine: about 00:0\d", caplog.text)
+
+
+def test_too_little_disk_is_refused_before_work(data, monkeypatch):
+    monkeypatch.setattr(stage.shutil, "disk_usage", lambda path: SimpleNamespace(free=10))
+    with pytest.raises(ArtifactError, match=r"40 features need 0 MiB in .*, where 0 MiB are free.*paths\.data"):
+        extract(config(data))

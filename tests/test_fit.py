@@ -175,7 +175,7 @@ def test_a_run_that_had_stopped_gets_no_further_epoch(line, stopped_early, monke
 
 
 def test_the_towers_are_those_of_the_best_epoch(line, stopped_early):
-    inputs = open_inputs(line, train_config(line).backbone)
+    inputs = open_inputs(train_config(line))
     question = validation(inputs.index, inputs, early_config(line, "early"))
     towers = load_towers(stopped_early / "towers.safetensors")
     best = max(value for _, value in rows_of(stopped_early))
@@ -231,8 +231,8 @@ def test_an_unfinished_run_is_not_resumed_with_another_config(line, monkeypatch)
 def test_other_inputs_under_the_same_config_are_refused(line, undisturbed, monkeypatch):
     real = train.fit.open_inputs
 
-    def changed(paths, backbone):
-        inputs = real(paths, backbone)
+    def changed(cfg):
+        inputs = real(cfg)
         inputs.content["index"] = "another"
         return inputs
 
@@ -249,7 +249,7 @@ def trained_weights(inputs, cfg, run_dir):
 
 def spoiled_inputs(line, vectors_of=(), images=None):
     """Open the line with the vectors of some tags and the features of some images replaced."""
-    inputs = open_inputs(line, train_config(line).backbone)
+    inputs = open_inputs(train_config(line))
     vectors, features = np.array(inputs.vectors.vectors), np.array(inputs.features)
     vectors[list(vectors_of)] = 9.0
     features[images if images is not None else []] = 9.0
@@ -277,7 +277,7 @@ def test_weights_do_not_depend_on_withheld_tags(line, tmp_path):
 
 
 def test_validation_asks_at_most_val_tags_and_none_withheld(line):
-    inputs = open_inputs(line, train_config(line).backbone)
+    inputs = open_inputs(train_config(line))
     few = validation(inputs.index, inputs, train_config(line, val_tags=3))
     seen = validation(inputs.index, inputs, train_config(line, withhold_tags=0.4))
     assert len(few.tag_rows) == 3

@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 
 from configs.artifacts import ArtifactError
 from configs.compose import Paths
-from features.image_features import FeatureStore, open_features, store_directory
+from features.config import FeatureSpaceConfig
+from features.image_features import FeatureStore, open_features
+from features.spaces import store_directory
 from tests.tiny import HISTOGRAM
 
 IDS = np.array([f"{number:016x}".encode() for number in range(20)], dtype="S16")
@@ -94,10 +96,10 @@ def test_damaged_ids_never_name_another_image(damage, store):
 
 def test_a_store_that_was_never_filled_names_the_command(tmp_path):
     with pytest.raises(ArtifactError, match=r"backbone=color_histogram"):
-        open_features(Paths(data=str(tmp_path)), HISTOGRAM, "g", IDS)
+        open_features(FeatureSpaceConfig(Paths(data=str(tmp_path)), HISTOGRAM), "g", IDS)
 
 
 def test_a_store_lies_in_a_directory_of_its_feature_space():
-    one, two = (store_directory(Paths(), HISTOGRAM, gate).name for gate in "gh")
+    one, two = (store_directory(FeatureSpaceConfig(backbone=HISTOGRAM), gate).name for gate in "gh")
     assert one != two
     assert one.startswith("color_histogram-")

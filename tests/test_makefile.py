@@ -57,6 +57,22 @@ def test_overrides_of_all_features_go_to_the_stages_that_have_them():
     ]
 
 
+def test_principal_components_are_made_where_they_are_asked_for():
+    routed = commands(["paths.data=d", "pca=256", "backbone=resnet50", "precision=bf16", "judged_images=500"])
+    assert routed == [
+        ["features.build_index", "paths.data=d"],
+        ["features.embed_tags", "paths.data=d"],
+        ["features.extract", "paths.data=d", "backbone=resnet50", "precision=bf16"],
+        ["features.reduce", "paths.data=d", "pca=256", "backbone=resnet50", "precision=bf16", "judged_images=500"],
+        ["features.extract", "backbone=color_histogram", "paths.data=d"],
+    ]
+
+
+def test_what_only_the_reduction_has_is_refused_without_one():
+    with pytest.raises(ConfigError, match="judged_images=500"):
+        commands(["judged_images=500"])
+
+
 def test_an_override_that_no_feature_stage_has_is_refused_before_any_work():
     with pytest.raises(ConfigError, match=r"margin=0\.3"):
         commands(["margin=0.3", "batch_size=8"])

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture
 def inputs(line):
-    found = open_inputs(line, train_config(line).backbone)
+    found = open_inputs(train_config(line))
     found.__dict__["features"] = np.array(found.features)  # a copy that a test may spoil
     return found
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from configs.compose import Paths, check_name, is_name
-from features.config import DEVICES, BackboneConfig
+from features.config import DEVICES, BackboneConfig, FeatureSpaceConfig
 
 OBJECTIVES = ("hinge", "hinge_random", "hinge_means")
 ACTIVATIONS = ("relu", "none")
@@ -14,14 +14,12 @@ OPTIMIZERS = ("adamw", "sgd")
 
 
 @dataclass
-class TrainConfig:
+class TrainConfig(FeatureSpaceConfig):
     """Fit two towers, so that a tag and the images that carry it point the same way."""
 
-    paths: Paths = field(default_factory=Paths)
     run: str = "baseline"  # name of the output directory under paths.runs
     seed: int = 0  # of weights, batches and dropout
     device: str = "auto"  # cpu, cuda; auto takes CUDA where there is one
-    backbone: BackboneConfig = field(default_factory=BackboneConfig)
 
     objective: str = "hinge"  # hinge, hinge_random, hinge_means
     margin: float = 0.3  # in cosine units
@@ -44,6 +42,7 @@ class TrainConfig:
     val_tags: int = 2000  # at most so many tags judge an epoch
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         choices = {
             "objective": OBJECTIVES,
             "activation": ACTIVATIONS,

@@ -33,8 +33,10 @@ from configs.compose import recipe_config, register, resolved, run_stage
 from crawl.records import TEST, TRAIN, VAL
 from crawl.shards import RELATIONS_FILE, Collection
 from crawl.tags import normalise_tag, read_relations
-from features.image_features import open_features, store_directory
+from features.config import FeatureSpaceConfig
+from features.image_features import open_features
 from features.inverted_index import InvertedIndex
+from features.spaces import store_directory
 from train.baselines import Ridge, Standardiser, choose_ridge, class_mean
 from train.batches import is_withheld
 from train.config import EvaluateConfig
@@ -87,12 +89,17 @@ class Systems:
         return found
 
 
+def histogram_of(cfg: EvaluateConfig) -> FeatureSpaceConfig:
+    """Return which features the colour floor stands on."""
+    return FeatureSpaceConfig(cfg.paths, cfg.histogram)
+
+
 def histogram_features(
     cfg: EvaluateConfig, index: InvertedIndex, gate: str, train_rows: np.ndarray
 ) -> tuple[np.ndarray, Standardiser] | None:
     """Return colour histograms of the index's images, or None where they were not extracted."""
     try:
-        histograms, _ = open_features(cfg.paths, cfg.histogram, gate, index.image_ids)
+        histograms, _ = open_features(histogram_of(cfg), gate, index.image_ids)
     except ArtifactError as error:
         log.warning("without the floor of colour histograms: %s", error)
         return None
@@ -179,7 +186,7 @@ def evaluate(cfg: EvaluateConfig) -> Path:
     directory = cfg.paths.run(cfg.run) / "evaluation" / cfg.split
     collection = Collection(cfg.paths.artifact("collection"))
     gate = collection.manifest.must_match["gate"]
-    histograms = read_manifest(store_directory(cfg.paths, cfg.histogram, gate))  # without it a floor is missing
+    histograms = read_manifest(store_directory(histogram_of(cfg), gate))  # without it a floor is missing
     content = {**inputs.content, "run": run.content_id, "collection": collection.content_id}
     recipe = digest([EVALUATE_VERSION, recipe_config(cfg), content, histograms.content_id if histograms else ""])
     with exclusive(directory):

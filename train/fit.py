@@ -205,7 +205,7 @@ def train_towers(inputs: Inputs, cfg: TrainConfig, run_dir: Path) -> TwoTowerMod
 
 def fit(cfg: TrainConfig) -> Path:
     """Train one run and return its directory. Callable from tests without Hydra."""
-    inputs = open_inputs(cfg.paths, cfg.backbone)
+    inputs = open_inputs(cfg)
     recipe = digest([TRAIN_VERSION, recipe_config(cfg), inputs.content, inputs.spaces])
     run_dir, finished = open_run_dir(cfg, recipe)
     if finished is not None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from configs.artifacts import Manifest, open_artifact, require_match
 from configs.compose import Paths
-from features.config import BackboneConfig
+from features.config import BackboneConfig, FeatureSpaceConfig
 from features.image_features import FeatureStore, open_store
 from features.inverted_index import InvertedIndex, open_index
 from features.tag_vectors import TagVectors, open_tag_vectors
@@ -32,25 +32,26 @@ class Inputs:
         return self.store.gather(np.asarray(self.index.image_ids))
 
 
-def open_inputs(paths: Paths, backbone: BackboneConfig) -> Inputs:
+def open_inputs(cfg: FeatureSpaceConfig) -> Inputs:
     """Open index, tag vectors and image features.
 
     Raises:
         ArtifactError: one is missing, unfinished, or made for another than the others. Images without a feature
             are found out when the features are read.
     """
-    index, index_manifest = open_index(paths)
-    vectors, words = open_tag_vectors(paths, index_manifest.content_id)
-    store, features = open_store(paths, backbone, index_manifest.must_match["gate"])
+    index, index_manifest = open_index(cfg.paths)
+    vectors, words = open_tag_vectors(cfg.paths, index_manifest.content_id)
+    store, features = open_store(cfg, index_manifest.must_match["gate"])
     require_match(words.must_match, index_manifest.must_match, "the tag vectors", "the index")
     spaces = {**words.must_match, **features.must_match}
     content = {"index": index_manifest.content_id, "tag_vectors": words.content_id}
     return Inputs(index, vectors, store, spaces, content)
 
 
-def backbone_of(run: Manifest) -> BackboneConfig:
-    """Return the backbone that a run was trained on, as its config keeps it."""
-    return BackboneConfig(**run.config["backbone"])
+def features_of(run: Manifest, paths: Paths) -> FeatureSpaceConfig:
+    """Return which features a run was trained on, as its config keeps it."""
+    kept = {name: run.config[name] for name in ("precision", "pca") if name in run.config}  # younger than some runs
+    return FeatureSpaceConfig(paths, BackboneConfig(**run.config["backbone"]), **kept)
 
 
 def open_run(paths: Paths, run: str) -> tuple[TwoTowers, Manifest, Inputs]:
@@ -61,6 +62,6 @@ def open_run(paths: Paths, run: str) -> tuple[TwoTowers, Manifest, Inputs]:
     """
     run_dir = paths.run(run)
     manifest = open_artifact(run_dir, "run", make=f'make train ARGS="run={run}"')
-    inputs = open_inputs(paths, backbone_of(manifest))
+    inputs = open_inputs(features_of(manifest, paths))
     require_match(inputs.spaces, manifest.must_match, "the data", f"run '{run}'")
     return load_towers(run_dir / "towers.safetensors"), manifest, inputs

@@ -25,7 +25,8 @@ from crawl.shards import JpegReader
 from crawl.tags import normalise_tags
 from features.config import WordsConfig
 from features.inverted_index import InvertedIndex, intersect
-from features.tag_vectors import TagVectors, WordTable, open_words, vector_of_tag, word_space
+from features.tag_vectors import TagVectors, open_words, vector_of_tag, word_space
+from features.word_tables import WordTable
 from serve.publish import EMBEDDINGS, RANKED, RECORDS, TAG_EMBEDDINGS
 from serve.query import parse, query_for, split_typed
 from serve.searchers.base import Answer, Hit, ImageDetails, Near, ScoredTag, TagCount
@@ -187,7 +188,7 @@ class CurrentSearcher:
         """Open the word table that the tag vectors were made with; without it, meaning offers nothing."""
         if self._words is None or self._words[0] != config:
             try:
-                self._words = (config, open_words(WordsConfig(**config)))
+                self._words = (config, open_words(WordsConfig(**config), self._paths))
             except (ArtifactError, TypeError, ValueError) as error:
                 log.warning("unknown words get no neighbours by meaning: %s", error)
                 self._words = (config, None)
