@@ -32,7 +32,7 @@ from crawl.shards import Collection
 from features.inverted_index import FILES, InvertedIndex
 from serve.config import PublishConfig
 from train.runs import open_run
-from train.towers import embed
+from train.towers import embed, embed_tags
 
 log = logging.getLogger(__name__)
 PUBLISH_VERSION = 2
@@ -99,7 +99,7 @@ def publish(cfg: PublishConfig) -> Path:
         index = inputs.index
         log.info("embedding %d images and %d tags", index.num_images, index.num_tags)
         embeddings = embed(towers.image, torch.from_numpy(inputs.features)).numpy().astype(np.float16)
-        tags = embed(towers.tag, torch.from_numpy(np.array(inputs.vectors.vectors))).numpy()
+        tags = embed_tags(towers, index.tags, torch.from_numpy(np.array(inputs.vectors.vectors))).numpy()
         tags[~np.asarray(inputs.vectors.known)] = 0  # nothing is known of what the tag means
         if not (np.isfinite(embeddings).all() and np.isfinite(tags).all()):
             raise ArtifactError(f"run '{cfg.run}' gives embeddings that are not finite; it cannot be published")

@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 
 from configs.artifacts import ArtifactError
 from crawl.records import TEST, TRAIN, VAL
+from crawl.tags import related_tags
 from features.inverted_index import InvertedIndex
 from tests.synthetic import NO_VECTOR
-from train.batches import PairBatches, is_withheld, training_pairs
+from train.batches import ImageBatches, PairBatches, TagLists, TrainingSet, is_withheld, spared_tags, training_pairs
 
 CPU = torch.device("cpu")
 
@@ -26,9 +27,16 @@ class ListedIndex(InvertedIndex):
         self.splits = np.array(splits if splits is not None else [TRAIN] * num_images, dtype=np.uint8)
 
 
-def batches_of(index, known=None, batch_size=2, seed=0, epoch=0, **options):
+NO_RELATIONS = {"alias": {}, "broader": {}, "plural": {}}
+
+
+def training_of(index, known=None, relations=NO_RELATIONS, weighting=0.0):
     pairs = training_pairs(index, np.ones(index.num_tags, bool) if known is None else known, 0.0)
-    return PairBatches(index, pairs, batch_size, seed, CPU, lambda: epoch, **options)
+    return TrainingSet(pairs, index.num_tags, index.by_image, spared_tags(index, relations), weighting)
+
+
+def batches_of(index, known=None, batch_size=2, seed=0, epoch=0, **options):
+    return PairBatches(training_of(index, known), batch_size, seed, CPU, lambda: epoch, **options)
 
 
 def listed_pairs(batches):
@@ -46,13 +54,11 @@ posting_lists = st.lists(st.sets(st.integers(0, 11), max_size=12), min_size=1, m
 @given(posting_lists, st.data())
 def test_relevance_is_what_the_posting_lists_say(lists, data):
     index = ListedIndex(lists, num_images=12)
-    if len(index.postings) < 2:
-        return
-    batches = batches_of(index)
+    carried = TagLists(index.by_image, index.num_tags, CPU)
     tags = data.draw(st.lists(st.integers(0, len(lists) - 1), min_size=1, max_size=8))
     images = data.draw(st.lists(st.integers(0, 11), min_size=1, max_size=9))
     for _ in range(2):  # what it keeps between calls must be clean again
-        relevant = batches.relevance(torch.tensor(tags), torch.tensor(images))
+        relevant = carried.table(torch.tensor(tags), torch.tensor(images))
         assert relevant.tolist() == [[image in lists[tag] for image in images] for tag in tags]
 
 
@@ -141,3 +147,109 @@ def test_too_few_pairs_are_refused_with_the_counts():
     index = ListedIndex([{0, 1}], num_images=2, splits=[TRAIN, VAL])
     with pytest.raises(ArtifactError, match="1 pairs to train on: 1 tags, 1 of them with a vector, 1 train images"):
         training_pairs(index, np.ones(1, bool), 0.0)
+
+
+RELATIONS = {"alias": {"tag000": {"tag001"}, "tag001": {"tag000"}}, "broader": {"tag002": {"tag000"}}, "plural": {}}
+NAMES = [f"tag{row:03d}" for row in range(5)]
+named = st.dictionaries(st.sampled_from([*NAMES, "unseen"]), st.sets(st.sampled_from(NAMES), max_size=3), max_size=4)
+
+
+@settings(deadline=None)
+@given(posting_lists, st.fixed_dictionaries({"alias": named, "broader": named, "plural": named}))
+def test_spared_tags_are_those_carried_and_all_related_to_one_carried(lists, relations):
+    index = ListedIndex(lists, num_images=12)
+    offsets, tag_rows = spared_tags(index, relations)
+    for image in range(12):
+        carried = {tag for row, tag in enumerate(index.tags) if image in lists[row]}
+        spared = carried.union(*(related_tags(tag, relations) for tag in carried)) & set(index.tags)
+        found = [index.tags[row] for row in tag_rows[offsets[image] : offsets[image + 1]]]
+        assert found == sorted(spared)
+
+
+def test_a_picture_of_an_alias_or_broader_tag_is_blocked_but_not_relevant():
+    index = ListedIndex([{0}, {1}, {2}, {3}], num_images=4)  # tags 0 and 1 are aliases, and 0 is broader than 2
+    batch = PairBatches(training_of(index, relations=RELATIONS), 4, 0, CPU, lambda: 0).batch(torch.arange(4))
+    blocked = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0], [1, 0, 1, 0], [0, 0, 0, 1]]).bool()
+    assert torch.equal(batch.relevant, torch.eye(4, dtype=torch.bool))
+    assert torch.equal(batch.blocked, blocked)
+    assert batch.false_negatives.item() == pytest.approx(4 / 12)
+
+
+def test_without_relations_what_is_blocked_is_what_is_relevant():
+    batch = batches_of(ListedIndex([{0, 1}, {1}], num_images=2)).batch(torch.tensor([0, 2]))
+    assert batch.blocked is batch.relevant
+
+
+def test_the_meter_counts_the_negatives_that_would_have_been_wrong():
+    index = ListedIndex([{0, 1, 2}, {2}], num_images=3)  # pairs (0, 0), (0, 1), (0, 2), (1, 2)
+    batch = batches_of(index, batch_size=3).batch(torch.tensor([0, 1, 3]))
+    # of six places off the diagonal tag 0 carries image 1, image 0, and image 2 twice
+    assert batch.false_negatives.item() == pytest.approx(4 / 6)
+
+
+def test_the_meter_counts_fixed_wrong_pictures_that_carry_the_tag():
+    index = ListedIndex([{0, 1}, {2, 3, 4}], num_images=5)
+    batch = batches_of(index, fixed_wrong=True).batch(torch.tensor([0, 1, 2]))  # wrong ones are images 3, 4, 0
+    assert batch.false_negatives == 0
+    batch = batches_of(index, fixed_wrong=True).batch(torch.tensor([2, 3]))  # wrong ones are images 0 and 1
+    assert batch.false_negatives == 0
+    batch = batches_of(ListedIndex([{0, 1, 2, 3}], num_images=4), fixed_wrong=True).batch(torch.tensor([0, 1]))
+    assert batch.false_negatives == 1
+
+
+def image_batches_of(index, known=None, batch_size=2, relations=NO_RELATIONS, weighting=0.0):
+    return ImageBatches(training_of(index, known, relations, weighting), batch_size, 0, CPU, lambda: 0)
+
+
+def test_image_batches_have_every_train_image_with_a_known_tag_once():
+    index = ListedIndex([{0, 1, 2}, {3}, {1, 4}], num_images=6, splits=[TRAIN, TRAIN, TRAIN, TRAIN, TEST, TRAIN])
+    batches = image_batches_of(index, np.array([True, False, True]), batch_size=1)
+    rows = [batch.image_rows.tolist() for batch in batches]
+    assert sorted(rows) == [[0], [1], [2]]
+    assert batches.batch(torch.tensor([0])).tag_rows.tolist() == [0, 2]
+
+
+@settings(deadline=None)
+@given(posting_lists, st.data())
+def test_places_of_an_image_batch_are_what_the_posting_lists_say(lists, data):
+    index = ListedIndex(lists, num_images=12)
+    images = sorted(set().union(*lists))
+    if len(index.postings) < 2:
+        return
+    drawn = data.draw(st.lists(st.integers(0, len(images) - 1), min_size=1, max_size=9))
+    batch = image_batches_of(index).batch(torch.tensor(drawn))
+    expected = {
+        (place, at)
+        for place, tag in enumerate(batch.tag_rows.tolist())
+        for at, image in enumerate(images[row] for row in drawn)
+        if image in lists[tag]
+    }
+    assert {tuple(pair) for pair in batch.relevant_at.tolist()} == expected
+    assert len(batch.relevant_at) == len(expected)
+
+
+def test_the_meter_of_image_batches_counts_all_tags_but_one_an_image():
+    index = ListedIndex([{0, 1}, {1}, {2}], num_images=3)
+    batch = image_batches_of(index).batch(torch.tensor([1, 2]))  # images of two tags and of one, three tags in all
+    assert batch.false_negatives.item() == pytest.approx(1 / 4)
+
+
+def test_related_tags_are_blocked_beside_images_too():
+    batch = image_batches_of(ListedIndex([{0}, {1}], num_images=2), relations=RELATIONS).batch(torch.tensor([0]))
+    assert batch.relevant_at.tolist() == [[0, 0]]
+    assert sorted(batch.blocked_at.tolist()) == [[0, 0], [1, 0]]
+
+
+def test_a_tag_weighs_less_the_more_frequent_it_is_and_the_mean_over_pairs_is_one():
+    training = training_of(ListedIndex([{0, 1, 2, 3}, {0}], num_images=4), weighting=0.5)
+    # frequencies 4 and 1 to the power of -1/2 are 1/2 and 1; over the five pairs their mean is 3/5
+    np.testing.assert_allclose(training.weights, [0.5 / 0.6, 1 / 0.6], rtol=1e-6)
+    batches = PairBatches(training, 2, 0, CPU, lambda: 0)
+    assert batches.batch(torch.tensor([4, 0])).weights.tolist() == pytest.approx([1 / 0.6, 0.5 / 0.6])
+
+
+def test_the_prior_of_a_tag_is_its_share_of_the_train_images():
+    index = ListedIndex([{0, 1, 4}, {2}, {0, 2, 3}], num_images=5, splits=[TRAIN, TRAIN, TRAIN, TRAIN, TEST])
+    training = training_of(index, np.array([True, False, True]))
+    assert training.vocabulary.tolist() == [0, 2]
+    assert training.prior.tolist() == [2 / 4, 3 / 4]  # test images and tags without a vector count nowhere

@@ -120,6 +120,13 @@ def test_every_file_is_sealed(directory):
     assert {path.name for path in directory.iterdir()} == {*read_manifest(directory).files, "manifest.json", ".lock"}
 
 
+def test_towers_with_residuals_are_judged_alike_by_training_and_evaluation(own):
+    run_dir = fit(train_config(own, run="residual", tag_residual=1.0))
+    directory = evaluate(evaluate_config(own, run="residual", split="val"))
+    judged = json.loads((directory / "metrics.json").read_text())["questions"]["gallery"]["systems"]["trained"]
+    assert judged["map"]["mean"] == pytest.approx(read_manifest(run_dir).facts["val_map"], abs=1e-6)
+
+
 def test_a_second_evaluation_says_done_with_the_table(trained, directory, caplog):
     before = (directory / "manifest.json").stat().st_mtime_ns
     with caplog.at_level("INFO", "train.evaluate"):

@@ -19,11 +19,12 @@ from crawl.records import TRAIN
 from features.image_features import FeatureStore
 from features.inverted_index import open_index
 from tests.synthetic import TAGS, copy_line, train_config
-from train.batches import is_withheld
-from train.fit import fit, judge_on, train_towers, validation
+from train.batches import is_withheld, open_batches
+from train.config import OBJECTIVES
+from train.fit import fit, judge_on, open_training_set, train_towers, validation
 from train.module import AtomicCheckpoints, TwoTowerModule
 from train.runs import open_inputs
-from train.towers import load_towers
+from train.towers import embed_tags, load_towers
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -290,7 +291,7 @@ def test_cuda_is_refused_where_there_is_none(line, monkeypatch):
         fit(train_config(line, run="cuda", device="cuda"))
 
 
-@pytest.mark.parametrize("objective", ["hinge", "hinge_random", "hinge_means"])
+@pytest.mark.parametrize("objective", OBJECTIVES)
 def test_every_objective_learns(line, objective):
     run_dir = fit(train_config(line, run=f"learns-{objective}", objective=objective, max_epochs=6))
     values = [value for _, value in rows_of(run_dir)]
@@ -301,3 +302,121 @@ def test_a_run_loads_where_its_part_logs_lie_beside_the_seal(line, undisturbed):
     run_dir = line.run("undisturbed")
     assert set(read_manifest(run_dir).files) == {"config.yaml", "towers.safetensors", "history.csv"}
     assert (run_dir / "logs" / "part-1" / "metrics.csv").is_file()
+
+
+EXTRAS = {"weight_averaging": 0.9, "tag_residual": 0.5, "depth": 3, "normalisation": "layer", "max_epochs": 4}
+
+
+def with_all_extras(line, objective, run):
+    knobs = OBJECTIVES[objective]
+    turned = {"warmup_epochs": 3, "hard_negative_share": 0.5, "frequency_weighting": 0.5}
+    own = {name: value for name, value in turned.items() if name in knobs}
+    return train_config(line, run=f"{run}-{objective}", objective=objective, batch_size=48, **EXTRAS, **own)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_every_objective_resumes_bit_for_bit_with_all_that_it_learns(line, monkeypatch, objective):
+    whole = outcome(fit(with_all_extras(line, objective, "whole")))
+    cfg = with_all_extras(line, objective, "halves")
+    killed(cfg, monkeypatch, AtomicCheckpoints, "save_checkpoint", 4, after=True)
+    killed(cfg, monkeypatch, TwoTowerModule, "training_step", 2, after=True)
+    assert outcome(fit(cfg)) == whole
+
+
+def test_the_averaged_towers_are_those_judged_and_kept(line):
+    cfg = train_config(line, run="averaged", weight_averaging=0.99)
+    run_dir = fit(cfg)
+    inputs = open_inputs(cfg)
+    towers = load_towers(run_dir / "towers.safetensors")
+    best = AtomicCheckpoints().load_checkpoint(run_dir / "checkpoints" / "best.ckpt")["state_dict"]
+    judged = judge_on(validation(inputs.index, inputs, cfg), inputs)(towers)
+    assert judged == pytest.approx(read_manifest(run_dir).facts["val_map"], abs=1e-6)
+    kept = towers.state_dict()
+    assert all(torch.equal(kept[name], best[f"averaged.{name}"]) for name in kept)
+    assert not torch.equal(kept["tag.out.weight"], best["towers.tag.out.weight"])
+
+
+def test_averaged_weights_are_the_recursion_over_all_steps(line, monkeypatch, tmp_path):
+    seen = []
+    real = train.module.average_into
+
+    def noted(averaged, towers, decay):
+        seen.append((decay, towers.tag.out.bias.detach().clone(), averaged.tag.out.bias.clone()))
+        real(averaged, towers, decay)
+
+    monkeypatch.setattr(train.module, "average_into", noted)
+    cfg = train_config(line, run="recursion", weight_averaging=0.5)
+    state = trained_weights(open_inputs(cfg), cfg, tmp_path)
+    mean = seen[0][2]
+    for step, (decay, weight, _) in enumerate(seen, start=1):
+        assert decay == min(0.5, (1 + step) / (10 + step))
+        mean = decay * mean + (1 - decay) * weight
+    assert len(seen) == 3 * 5  # every step of three epochs, once
+    torch.testing.assert_close(state["averaged.tag.out.bias"], mean)
+
+
+def test_tags_trained_on_have_a_residual_and_withheld_ones_none(line):
+    cfg = train_config(line, run="residual", tag_residual=1.0, withhold_tags=0.4)
+    towers = load_towers(fit(cfg) / "towers.safetensors")
+    inputs = open_inputs(cfg)
+    seen = set(towers.shape["residual_tags"])
+    assert {tag for tag in TAGS if tag in seen} == {tag for tag in TAGS if not is_withheld(tag, 0.4)}
+    for tag in TAGS:
+        vector = torch.from_numpy(np.array(inputs.vectors.vectors[[inputs.index.tag_row(tag)]]))
+        alike = torch.allclose(embed_tags(towers, [tag], vector), towers.tag(vector), atol=1e-6)
+        assert alike == (tag not in seen)
+
+
+def test_towers_with_residuals_are_judged_alike_by_training_and_from_their_file(line):
+    cfg = train_config(line, run="residual-judged", tag_residual=1.0)
+    run_dir = fit(cfg)
+    inputs = open_inputs(cfg)
+    towers = load_towers(run_dir / "towers.safetensors")
+    judged = judge_on(validation(inputs.index, inputs, cfg), inputs)(towers)
+    assert judged == pytest.approx(read_manifest(run_dir).facts["val_map"], abs=1e-6)
+
+
+def test_history_tells_what_share_of_negatives_would_have_been_wrong(line, undisturbed):
+    with (line.run("undisturbed") / "history.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    index = open_index(line)[0]
+    batches = open_batches(training_of_line(line), "pairs", train_config(line), torch.device("cpu"), lambda: 1)
+    shares = []
+    for batch in batches:
+        carries = [[int(image) in index.posting_list(int(tag)) for image in batch.image_rows] for tag in batch.tag_rows]
+        wrong = sum(map(sum, carries)) - len(carries)
+        shares.append(wrong / (len(carries) * (len(carries) - 1)))
+    assert float(rows[1]["false_negatives"]) == pytest.approx(np.mean(shares))
+    assert 0.1 < np.mean(shares) < 0.3  # two of twelve tags an image
+
+
+def training_of_line(line):
+    cfg = train_config(line)
+    return open_training_set(open_inputs(cfg), cfg)
+
+
+def relate(line, target):
+    """Copy the line and lay a table of relations beside its collection."""
+    paths = copy_line(Paths(line.data, str(target / "none")), target)
+    relations = paths.artifact("collection") / "tag_relations.csv"
+    relations.write_text("tag,relation,other\ndog,broader,cat\n", encoding="utf-8")
+    return paths, relations
+
+
+def test_pictures_of_a_related_tag_are_no_negatives(line, tmp_path):
+    paths, _ = relate(line, tmp_path)
+    index = open_index(paths)[0]
+    batches = open_batches(training_of_line(paths), "pairs", train_config(paths), torch.device("cpu"), lambda: 0)
+    dog, cat = index.tag_row("dog"), index.tag_row("cat")
+    batch = next(batch for batch in batches if dog in batch.tag_rows)
+    row = batch.tag_rows.tolist().index(dog)
+    either = np.union1d(index.posting_list(dog), index.posting_list(cat))
+    assert batch.blocked[row].tolist() == np.isin(batch.image_rows, either).tolist()
+
+
+def test_other_relations_under_the_same_config_are_refused(line, tmp_path):
+    paths, relations = relate(line, tmp_path)
+    fit(train_config(paths, max_epochs=1))
+    relations.write_text("tag,relation,other\ndog,broader,boat\n", encoding="utf-8")
+    with pytest.raises(ArtifactError, match="has another config or other inputs"):
+        fit(train_config(paths, max_epochs=1))

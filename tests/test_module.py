@@ -12,7 +12,15 @@ import train.module
 from configs.artifacts import ArtifactError
 from tests.synthetic import train_config
 from train.fit import fit, train_towers
-from train.module import AtomicCheckpoints, TrainingDiverged, TwoTowerModule
+from train.module import (
+    AtomicCheckpoints,
+    Resident,
+    TrainingCollapsed,
+    TrainingDiverged,
+    TwoTowerModule,
+    average_into,
+    mean_cosine,
+)
 from train.objectives import open_objective
 from train.runs import open_inputs
 from train.towers import TwoTowers
@@ -27,10 +35,10 @@ def inputs(line):
     return found
 
 
-def new_module(cfg, judge=lambda towers: 0.5):
-    return TwoTowerModule(
-        TwoTowers(3, 4, hidden_dim=4, embed_dim=2), open_objective(cfg), torch.eye(3), torch.eye(4), judge, cfg
-    )
+def new_module(cfg, judge=lambda towers: 0.5, residual_tags=()):
+    towers = TwoTowers(3, 4, hidden_dim=4, embed_dim=2, residual_tags=residual_tags)
+    resident = Resident(torch.eye(3), torch.full((3,), -1), torch.eye(4))
+    return TwoTowerModule(towers, open_objective(cfg, np.full(3, 0.5)), resident, judge, cfg)
 
 
 def spoil(inputs, monkeypatch, at_epoch):
@@ -40,7 +48,7 @@ def spoil(inputs, monkeypatch, at_epoch):
 
     def spoiled(module):
         if module.current_epoch == at_epoch:
-            module._resident["images"][torch.from_numpy(rows[:40])] = torch.nan
+            module._resident.features[torch.from_numpy(rows[:40])] = torch.nan
         start(module)
 
     monkeypatch.setattr(TwoTowerModule, "on_train_epoch_start", spoiled)
@@ -76,9 +84,9 @@ def test_a_divergence_names_the_way_out(inputs, line, tmp_path, monkeypatch):
 
 def test_the_first_bad_batch_is_named_though_the_host_looks_later(line):
     module = new_module(train_config(line))
-    module._first_bad, module._loss_sum = torch.tensor(-1), torch.tensor(0.0)
+    module._first_bad, module._sums = torch.tensor(-1), {"loss": torch.tensor(0.0)}
     for step, loss in enumerate([1.0, float("inf"), float("nan"), 1.0], start=1):
-        module._note(torch.tensor(loss), step)
+        module._note({"loss": torch.tensor(loss)}, step)
     assert int(module._first_bad) == 2
 
 
@@ -87,6 +95,92 @@ def test_weights_that_break_after_the_last_look_stop_the_training_too(inputs, li
     cfg = train_config(line, optimizer="sgd", learning_rate=learning_rate, batch_size=10_000)  # one step an epoch
     with pytest.raises(TrainingDiverged):
         train_towers(inputs, cfg, tmp_path)
+
+
+def test_mean_cosine_leaves_out_that_of_an_image_to_itself():
+    embeddings = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])
+    assert mean_cosine(embeddings).item() == pytest.approx((0 + 0.6 + 0.8) / 3)
+
+
+def collapse(monkeypatch, at_epoch, bias):
+    """Make both towers give nearly the same embedding for everything from an epoch on; exactly for a large bias."""
+    start = TwoTowerModule.on_train_epoch_start
+
+    def collapsed(module):
+        if module.current_epoch == at_epoch:
+            with torch.no_grad():
+                for tower in (module.towers.tag, module.towers.image):
+                    tower.out.bias.fill_(bias)
+        start(module)
+
+    monkeypatch.setattr(TwoTowerModule, "on_train_epoch_start", collapsed)
+
+
+def test_embeddings_that_collapse_stop_the_training_and_say_what_happened(inputs, line, tmp_path, monkeypatch):
+    collapse(monkeypatch, at_epoch=1, bias=1000.0)
+    cfg = train_config(line, objective="hinge_hardest", warmup_epochs=0)
+    said = (
+        r"all images have become one embedding at epoch 1: the mean cosine of images to each other is 1\.0000, and the "
+        r"loss stands at 0\.3\d+\. The checkpoints of epoch 0 are kept\. "
+        r"Raise warmup_epochs, lower margin or learning_rate, or take objective=hinge, under another run="
+    )
+    with pytest.raises(TrainingCollapsed, match=said):
+        train_towers(inputs, cfg, tmp_path)
+
+
+def test_the_way_out_of_a_collapse_names_no_knob_that_the_objective_has_not(inputs, line, tmp_path, monkeypatch):
+    collapse(monkeypatch, at_epoch=0, bias=1000.0)
+    with pytest.raises(TrainingCollapsed, match=r"no checkpoint yet\. Lower learning_rate, or take objective=hinge"):
+        train_towers(inputs, train_config(line, objective="infonce"), tmp_path)
+
+
+def test_a_collapse_on_its_way_is_told_while_training_goes_on(inputs, line, tmp_path, monkeypatch, caplog):
+    collapse(monkeypatch, at_epoch=1, bias=2.0)
+    cfg = train_config(line, objective="hinge_hardest", warmup_epochs=0, learning_rate=1e-5)
+    module = train_towers(inputs, cfg, tmp_path)
+    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(module.history) == 3
+    assert [message.split(":")[0] for message in told] == [
+        "images are becoming one embedding at epoch 1",
+        "images are becoming one embedding at epoch 2",
+    ]
+
+
+def test_a_healthy_training_says_nothing_of_a_collapse(inputs, line, tmp_path, caplog):
+    train_towers(inputs, train_config(line), tmp_path)
+    assert "one embedding" not in caplog.text
+
+
+def test_weights_are_averaged_with_the_decay_given():
+    towers, averaged = TwoTowers(1, 1, 1, 1), TwoTowers(1, 1, 1, 1)
+    for each, value in ((towers, 1.0), (averaged, 3.0)):
+        for weight in each.parameters():
+            torch.nn.init.constant_(weight, value)
+    average_into(averaged, towers, decay=0.75)
+    assert {weight.item() for weight in averaged.parameters()} == {0.75 * 3 + 0.25 * 1}
+    assert {weight.item() for weight in towers.parameters()} == {1.0}
+
+
+def test_averaged_weights_learn_nothing_themselves(line):
+    module = new_module(train_config(line, weight_averaging=0.9))
+    learned = {id(weight) for group in module.configure_optimizers().param_groups for weight in group["params"]}
+    assert module.published is module.averaged
+    assert learned == {id(weight) for weight in module.towers.parameters()}
+
+
+def test_an_objectives_own_parameters_are_learned_and_do_not_decay(line):
+    module = new_module(train_config(line, objective="sigmoid"))
+    towers, own = module.configure_optimizers().param_groups
+    assert {id(weight) for weight in own["params"]} == {id(module.objective.log_scale), id(module.objective.bias)}
+    assert (towers["weight_decay"], own["weight_decay"]) == (0.05, 0)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_residuals_learn_at_a_rate_of_their_own(line, optimizer):
+    module = new_module(train_config(line, optimizer=optimizer, tag_residual=0.5), residual_tags=["a"])
+    towers, residual = module.configure_optimizers().param_groups
+    assert [id(weight) for weight in residual["params"]] == [id(module.towers.residual)]
+    assert (towers["lr"], residual["lr"]) == (0.01, 0.005)
 
 
 def test_features_stay_out_of_the_checkpoint(line):

@@ -1,13 +1,23 @@
 """The objectives against loops written from their formulas."""
 
+import math
+
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+import train.objectives.full_vocabulary
+from train.batches import ImageBatch, PairBatch
 from train.config import OBJECTIVES, TrainConfig
 from train.objectives import open_objective
+from train.objectives.base import keep_hardest
 from train.objectives.hinge import hinge_loss
 from train.objectives.hinge_means import hinge_means_loss
 from train.objectives.hinge_random import hinge_random_loss
+from train.objectives.infonce import infonce_losses
+from train.objectives.warp import warp_losses
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 MARGIN = 0.3
@@ -146,10 +156,328 @@ def test_the_gradient_of_hinge_means_is_that_of_its_formula():
     assert torch.autograd.gradcheck(lambda s: hinge_means_loss(s, 1.5), scores)
 
 
+def batch_of(relevant, blocked=None, weights=None, epoch=9):
+    rows = torch.arange(len(relevant))
+    blocked = relevant if blocked is None else blocked
+    return PairBatch(epoch, rows, rows, weights, torch.tensor(0.0), relevant, blocked)
+
+
+def opened(name, prior=(0.5, 0.5, 0.5), **knobs):
+    return open_objective(TrainConfig(objective=name, **knobs), np.array(prior)).double()
+
+
+def some_batch(size=7, seed=0, epoch=9):
+    """Scores and a batch with related pictures, which are neither right nor wrong, and with weights."""
+    relevant = some_relevance(size, 0.2, seed + 1)
+    weights = torch.rand(size, generator=torch.Generator().manual_seed(seed)).double() + 0.5
+    return some_scores(size, size, seed), batch_of(
+        relevant, relevant | some_relevance(size, 0.2, seed + 2), weights, epoch
+    )
+
+
+def negatives_of(scores, blocked, i, share=1.0):
+    """Columns of row i's negatives, the hardest share of them."""
+    found = [j for j in range(len(scores)) if not blocked[i, j]]
+    hardest = sorted(found, key=lambda j: (-float(scores[i, j]), j))
+    return hardest[: max(1, round(share * len(found)))]
+
+
+def slow_both_ways(of_row, scores, batch):
+    """Mean of a loss of a row over rows and columns, each times its weight."""
+    size = len(scores)
+    ways = [(scores, batch.relevant, batch.blocked), (scores.T, batch.relevant.T, batch.blocked.T)]
+    each = [float(batch.weights[i]) * of_row(*way, i) for way in ways for i in range(size)]
+    return sum(each) / (2 * size)
+
+
+def violation(scores, i, j):
+    return max(0.0, MARGIN + float(scores[i, j]) - float(scores[i, i]))
+
+
+def slow_hinge_row(share):
+    return lambda s, relevant, blocked, i: sum(violation(s, i, j) for j in negatives_of(s, blocked, i, share))
+
+
+def slow_hardest_row(s, relevant, blocked, i):
+    return max((violation(s, i, j) for j in negatives_of(s, blocked, i)), default=0.0)
+
+
+def slow_infonce_row(temperature, share):
+    def of_row(s, relevant, blocked, i):
+        wrong = sum(math.exp(float(s[i, j]) / temperature) for j in negatives_of(s, blocked, i, share))
+        right = [math.exp(float(s[i, j]) / temperature) for j in range(len(s)) if relevant[i, j]]
+        return sum(-math.log(each / (each + wrong)) for each in right) / len(right)
+
+    return of_row
+
+
+def slow_sigmoid(scores, batch, scale, bias, share):
+    total = 0.0
+    for i in range(len(scores)):
+        hard = negatives_of(scores, batch.blocked, i, share)
+        for j in range(len(scores)):
+            sign = 1 if batch.relevant[i, j] else -1
+            if batch.relevant[i, j] or j in hard:
+                logit = scale * float(scores[i, j]) + bias
+                total += float(batch.weights[i]) * math.log(1 + math.exp(-sign * logit))
+    return total / len(scores)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("share", [1.0, 0.5, 0.01])
+def test_hinge_with_weights_and_a_share_of_hard_negatives_equals_a_loop(share, seed):
+    scores, batch = some_batch(seed=seed)
+    loss = opened("hinge", hard_negative_share=share).loss(scores, batch)
+    assert loss.item() == pytest.approx(slow_both_ways(slow_hinge_row(share), scores, batch))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_hinge_hardest_equals_a_loop(seed):
+    scores, batch = some_batch(seed=seed)
+    assert opened("hinge_hardest").loss(scores, batch).item() == pytest.approx(
+        slow_both_ways(slow_hardest_row, scores, batch)
+    )
+
+
+@pytest.mark.parametrize(("epoch", "hardest"), [(0, 0.0), (1, 0.25), (3, 0.75), (4, 1.0), (9, 1.0)])
+def test_hinge_hardest_warms_up_from_the_sum(epoch, hardest):
+    scores, batch = some_batch(epoch=epoch)
+    expected = hardest * slow_both_ways(slow_hardest_row, scores, batch)
+    expected += (1 - hardest) * slow_both_ways(slow_hinge_row(1.0), scores, batch)
+    assert opened("hinge_hardest", warmup_epochs=4).loss(scores, batch).item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("share", [1.0, 0.4])
+def test_infonce_equals_a_loop(share, seed):
+    scores, batch = some_batch(seed=seed)
+    loss = opened("infonce", temperature=0.2, hard_negative_share=share).loss(scores, batch)
+    assert loss.item() == pytest.approx(slow_both_ways(slow_infonce_row(0.2, share), scores, batch))
+
+
+def test_infonce_by_hand():
+    logits = torch.tensor([[2.0, 1.0, 0.0, 5.0]]).log1p()  # weights 3, 2, 1 and 6
+    relevant = torch.tensor([[True, True, False, False]])
+    blocked = torch.tensor([[True, True, False, True]])  # the last is a related picture
+    expected = -(math.log(3 / 4) + math.log(2 / 3)) / 2  # each positive beside the one negative
+    assert infonce_losses(logits, relevant, blocked).item() == pytest.approx(expected)
+
+
+def test_in_infonce_no_positive_counts_as_wrong():
+    scores, batch = some_batch()
+    scores.requires_grad_()
+    opened("infonce").loss(scores, batch).backward()
+    assert (scores.grad[batch.relevant] < 0).all()  # a higher score of any of them is better
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("share", [1.0, 0.4])
+def test_sigmoid_equals_a_loop(share, seed):
+    scores, batch = some_batch(seed=seed)
+    objective = opened("sigmoid", temperature=0.25, hard_negative_share=share)
+    expected = slow_sigmoid(scores, batch, scale=4.0, bias=-10.0, share=share)
+    assert objective.loss(scores, batch).item() == pytest.approx(expected)
+
+
+def slow_warp_losses(scores, blocked, order):
+    losses = []
+    for i in range(len(scores)):
+        negatives = sorted(negatives_of(scores, blocked, i), key=lambda j: float(order[i, j]))
+        loss = 0.0
+        for tried, j in enumerate(negatives, start=1):
+            if violation(scores, i, j) > 0:
+                rank = len(negatives) // tried
+                loss = sum(1 / k for k in range(1, rank + 1)) * violation(scores, i, j)
+                break
+        losses.append(loss)
+    return losses
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_warp_equals_trying_one_negative_after_the_other(seed):
+    scores, batch = some_batch(size=9, seed=seed)
+    order = torch.rand(9, 9, generator=torch.Generator().manual_seed(seed))
+    losses = warp_losses(scores, batch.blocked, order, MARGIN)
+    assert losses.tolist() == pytest.approx(slow_warp_losses(scores, batch.blocked, order))
+
+
+def test_warp_by_hand():
+    scores = torch.tensor([[0.5, 0.0, 0.4, 0.6], [0, 0.5, 0, 0], [0, 0, 0.5, 0], [0, 0, 0, 0.5]])
+    order = torch.tensor([[0.9, 0.1, 0.2, 0.3]]).expand(4, 4)
+    losses = warp_losses(scores, torch.eye(4, dtype=torch.bool), order, MARGIN)
+    # tag 0: image 1 keeps the margin, image 2, the second of three tried, misses it by 0.2; rank 3 // 2 = 1, weight 1
+    assert losses.tolist() == pytest.approx([0.2, 0, 0, 0])
+
+
+def test_a_positive_far_down_weighs_more_in_warp_than_one_near_the_top():
+    far = torch.tensor([[0.0, 0.5, 0.5, 0.5]]).expand(4, 4)
+    order = torch.rand(4, 4, generator=torch.Generator().manual_seed(0))
+    loss = warp_losses(far, torch.eye(4, dtype=torch.bool), order, MARGIN)[0]
+    assert loss.item() == pytest.approx((1 + 1 / 2 + 1 / 3) * 0.8)  # the first tried misses it: rank 3
+
+
+def test_warp_is_zero_where_every_image_carries_every_tag():
+    scores = some_scores(3, 3).requires_grad_()
+    loss = opened("warp").loss(scores, batch_of(torch.ones(3, 3, dtype=torch.bool)))
+    loss.backward()
+    assert loss == 0
+    assert (scores.grad == 0).all()
+
+
+IN_BATCH = [name for name in OBJECTIVES if name not in ("hinge_means", "full_vocabulary")]
+
+
+def seeded_loss(objective, batch):
+    def loss(scores):
+        torch.manual_seed(3)
+        return objective.loss(scores, batch)
+
+    return loss
+
+
+@pytest.mark.parametrize("name", IN_BATCH)
+def test_the_gradient_of_every_objective_is_that_of_its_formula(name):
+    scores, batch = some_batch()
+    assert torch.autograd.gradcheck(seeded_loss(opened(name), batch), scores.requires_grad_())
+
+
+@pytest.mark.parametrize("name", IN_BATCH)
+def test_a_related_picture_is_neither_right_nor_wrong(name):
+    scores, batch = some_batch()
+    seeded_loss(opened(name), batch)(scores.requires_grad_()).backward()
+    neither = batch.blocked & ~batch.relevant
+    assert neither.any()
+    assert (scores.grad[neither] == 0).all()
+
+
+@pytest.mark.parametrize("name", [name for name in IN_BATCH if name not in ("hinge_random", "warp")])
+@settings(deadline=None, max_examples=25)
+@given(st.permutations(range(7)))
+def test_the_order_of_the_pairs_in_a_batch_does_not_matter(name, order):
+    scores, batch = some_batch()
+    moved = PairBatch(
+        9, batch.tag_rows, batch.image_rows, batch.weights[order], batch.false_negatives,
+        batch.relevant[order][:, order], batch.blocked[order][:, order],
+    )  # fmt: skip
+    objective = opened(name)
+    assert objective.loss(scores[order][:, order], moved).item() == pytest.approx(objective.loss(scores, batch).item())
+
+
+@pytest.mark.parametrize("name", IN_BATCH)
+def test_a_weight_of_one_for_all_is_no_weight(name):
+    scores, batch = some_batch()
+    ones = batch_of(batch.relevant, batch.blocked, torch.ones(7).double())
+    none = batch_of(batch.relevant, batch.blocked)
+    objective = opened(name)
+    assert seeded_loss(objective, ones)(scores).item() == pytest.approx(seeded_loss(objective, none)(scores).item())
+
+
+@settings(deadline=None)
+@given(st.integers(0, 1000), st.floats(0.01, 1.0))
+def test_of_a_share_of_hard_negatives_the_others_are_never_harder(seed, share):
+    scores, batch = some_batch(seed=seed)
+    kept = ~keep_hardest(scores, batch.blocked, share)
+    for i in range(len(scores)):
+        assert kept[i].nonzero().flatten().tolist() == sorted(negatives_of(scores, batch.blocked, i, share))
+
+
+def test_hinge_random_with_a_small_share_draws_the_hardest():
+    torch.manual_seed(0)
+    scores = torch.tensor([[0.5, 0.1, 0.4], [0.0, 0.9, 0.8], [0.6, 0.0, 0.7]], dtype=torch.float64)
+    loss = opened("hinge_random", hard_negative_share=0.1).loss(scores, batch_of(torch.eye(3, dtype=torch.bool)))
+    assert loss.item() == pytest.approx((0.2 + 0.2 + 0.2) / 3)
+
+
+def some_images(tags=5, images=4, width=3, seed=0):
+    """Embeddings and a batch of images beside all tags, with tables of what is relevant and blocked."""
+    generator = torch.Generator().manual_seed(seed)
+    relevant = torch.rand(tags, images, generator=generator) < 0.3
+    blocked = relevant | (torch.rand(tags, images, generator=generator) < 0.2)
+    weights = torch.rand(tags, generator=generator).double() + 0.5
+    rows = torch.arange(tags), torch.arange(images)
+    batch = ImageBatch(0, *rows, weights, torch.tensor(0.0), relevant.nonzero(), blocked.nonzero())
+    embeddings = [
+        torch.nn.functional.normalize(torch.randn(size, width, generator=generator).double()) for size in (tags, images)
+    ]
+    return embeddings, batch, relevant, blocked
+
+
+def slow_full_vocabulary(tags, images, batch, tables, scale, bias):
+    relevant, blocked = tables
+    total = 0.0
+    for t, tag in enumerate(tags):
+        for i, image in enumerate(images):
+            logit = scale * float(tag @ image) + bias[t]
+            weight = float(batch.weights[t] / batch.weights.mean())
+            if relevant[t, i]:
+                total += weight * math.log(1 + math.exp(-logit))
+            elif not blocked[t, i]:
+                total += weight * math.log(1 + math.exp(logit))
+    return total / len(images)
+
+
+PRIOR = (0.5, 0.2, 0.8, 0.1, 0.3)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_full_vocabulary_equals_a_loop_over_all_tags(seed):
+    (tags, images), batch, *tables = some_images(seed=seed)
+    bias = [math.log(share / (1 - share)) for share in PRIOR]
+    loss = opened("full_vocabulary", PRIOR, temperature=0.2)(tags, images, batch)
+    expected = slow_full_vocabulary(tags, images, batch, tables, scale=5.0, bias=bias)
+    assert loss.item() == pytest.approx(expected, rel=1e-6)
+
+
+def loss_and_gradients(objective, embeddings, batch):
+    leaves = [rows.clone().requires_grad_() for rows in embeddings]
+    objective.zero_grad()
+    loss = objective(*leaves, batch)
+    loss.backward()
+    return [loss.detach(), *(leaf.grad for leaf in [*leaves, *objective.parameters()])]
+
+
+@pytest.mark.parametrize("entries", [1, 4, 8, 12, 19])
+def test_full_vocabulary_by_chunks_is_the_same_loss_and_gradient(entries, monkeypatch):
+    embeddings, batch, *_ = some_images()
+    objective = opened("full_vocabulary", PRIOR)
+    whole = loss_and_gradients(objective, embeddings, batch)
+    whole = [value.clone() for value in whole]
+    monkeypatch.setattr(train.objectives.full_vocabulary, "CHUNK_ENTRIES", entries)
+    torch.testing.assert_close(loss_and_gradients(objective, embeddings, batch), whole)
+
+
+def test_full_vocabulary_by_chunks_keeps_no_table_of_scores_for_the_gradient(monkeypatch):
+    monkeypatch.setattr(train.objectives.full_vocabulary, "CHUNK_ENTRIES", 80)
+    (tags, images), batch, *_ = some_images(tags=50, images=40)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.numel()) or tensor, lambda t: t):
+        opened("full_vocabulary", [0.5] * 50)(tags.requires_grad_(), images, batch)
+    assert max(kept, default=0) <= 50 * 3 < 50 * 40
+
+
+def test_the_gradient_of_full_vocabulary_is_that_of_its_formula():
+    (tags, images), batch, *_ = some_images()
+    objective = opened("full_vocabulary", PRIOR)
+    arguments = tags.requires_grad_(), images.requires_grad_()
+    assert torch.autograd.gradcheck(lambda *rows: objective(*rows, batch), arguments)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_a_tag_on_no_image_or_on_all_starts_from_a_finite_bias(share):
+    assert torch.isfinite(opened("full_vocabulary", [share, 0.5]).bias).all()
+
+
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_every_objective_of_the_config_opens_with_its_margin(name):
-    objective = open_objective(TrainConfig(objective=name, margin=0.7))
-    scores = torch.zeros(3, 6 if objective.fixed_wrong else 3)
-    relevant = torch.eye(3, dtype=torch.bool)
-    per_negative = 2 if name == "hinge" else 1  # two negatives a pair where all count
-    assert objective.loss(scores, relevant).item() == pytest.approx(0.7 * per_negative)
+def test_scale_and_bias_are_learned_where_the_objective_has_them(name):
+    learned = {name for name, _ in opened(name).named_parameters()}
+    assert learned == ({"log_scale", "bias"} if name in ("sigmoid", "full_vocabulary") else set())
+
+
+@pytest.mark.parametrize("name", [name for name, knobs in OBJECTIVES.items() if "margin" in knobs])
+def test_every_objective_with_a_margin_opens_with_that_of_the_config(name):
+    objective = open_objective(TrainConfig(objective=name, margin=0.7), np.full(3, 0.5))
+    scores = torch.zeros(3, 6 if objective.draws == "fixed_wrong" else 3)
+    batch = batch_of(torch.eye(3, dtype=torch.bool), epoch=0)
+    # two negatives a pair: both count in the sums, and in warp they say that the rank is about 2, which weighs 1 + 1/2
+    factor = {"hinge": 2, "hinge_hardest": 2, "warp": 1.5}.get(name, 1)
+    assert objective.loss(scores, batch).item() == pytest.approx(0.7 * factor)

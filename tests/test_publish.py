@@ -20,9 +20,10 @@ from features.embed_tags import embed
 from features.inverted_index import FILES, open_index
 from serve.config import PublishConfig
 from serve.publish import publish, rank_postings, records_table
-from tests.synthetic import TAGS, copy_line, records, write_synthetic_collection
+from tests.synthetic import BACKBONE, TAGS, copy_line, records, store_features, train_config, write_synthetic_collection
 from tests.test_batches import ListedIndex
-from train.towers import load_towers, save_towers
+from train.fit import fit
+from train.towers import embed_tags, load_towers, save_towers
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -164,3 +165,17 @@ def test_tags_of_a_later_row_are_united_with_the_first(own):
 def test_a_missing_run_is_refused_with_the_command_that_makes_it(trained):
     with pytest.raises(ArtifactError, match=r'no finished run artifact.*make train ARGS="run=nowhere"'):
         publish(PublishConfig(trained, "nowhere"))
+
+
+def test_residuals_go_into_the_embeddings_of_tags_whatever_row_of_an_index_they_have(own):
+    cfg = train_config(own, run="residual", tag_residual=1.0)
+    towers = load_towers(fit(cfg) / "towers.safetensors")
+    index_again(own, [[*records(), Record("f" * 16, "new", ("aardvark",))]])  # a tag before all others
+    store_features(own, BACKBONE, noise=0.8)
+    directory = publish(PublishConfig(own, "residual"))
+    index, vectors = open_index(own)[0], np.load(directory / "vectors.npy")
+    row = index.tag_row("dog")
+    expected = embed_tags(towers, ["dog"], torch.from_numpy(vectors[[row]]))[0]
+    published = np.load(directory / "tag_embeddings.npy")[row]
+    np.testing.assert_allclose(published, expected, atol=1e-6)
+    assert not np.allclose(published, towers.tag(torch.from_numpy(vectors[[row]])).detach()[0], atol=1e-3)

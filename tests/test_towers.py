@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from configs.artifacts import ArtifactError
-from train.towers import TwoTowers, embed, load_towers, save_towers
+from train.towers import TwoTowers, embed, embed_tags, load_towers, save_towers
 
 
 @pytest.fixture
@@ -115,3 +115,76 @@ def test_weights_of_another_shape_than_the_file_says_are_refused(tmp_path, tower
     save_file(towers.state_dict(), tmp_path / "t", metadata={"shape": shape})
     with pytest.raises(ArtifactError, match="size mismatch"):
         load_towers(tmp_path / "t")
+
+
+@pytest.mark.parametrize(("depth", "layers"), [(1, []), (2, [6]), (4, [6, 6, 6])])
+@pytest.mark.parametrize("normalisation", ["none", "layer"])
+def test_depth_counts_linear_layers_and_is_saved_with_the_weights(depth, layers, normalisation, tmp_path):
+    towers = TwoTowers(5, 7, hidden_dim=6, embed_dim=4, depth=depth, normalisation=normalisation).eval()
+    linear = [each for each in towers.image.modules() if isinstance(each, torch.nn.Linear)]
+    norms = [each for each in towers.image.modules() if isinstance(each, torch.nn.LayerNorm)]
+    assert [each.out_features for each in linear] == [*layers, 4]
+    assert len(norms) == (len(layers) if normalisation == "layer" else 0)
+    save_towers(towers, tmp_path / "t")
+    rows = torch.randn(3, 7)
+    torch.testing.assert_close(load_towers(tmp_path / "t").image(rows), towers.image(rows))
+
+
+def test_a_tower_of_one_layer_is_linear_before_its_length_is_taken():
+    towers = TwoTowers(2, 2, embed_dim=2, depth=1)
+    with torch.no_grad():
+        towers.tag.out.weight.copy_(torch.tensor([[-3.0, 0.0], [0.0, 4.0]]))
+        towers.tag.out.bias.zero_()
+    torch.testing.assert_close(towers.tag(torch.tensor([[1.0, 1.0]])), torch.tensor([[-0.6, 0.8]]))
+
+
+def test_a_hidden_layer_is_normalised_before_its_activation():
+    tower = TwoTowers(4, 2, hidden_dim=8, embed_dim=8, normalisation="layer").tag
+    seen = []
+    tower.activation.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    tower(torch.randn(5, 4) * 100)
+    torch.testing.assert_close(seen[0].mean(dim=1), torch.zeros(5), atol=1e-5, rtol=0)
+    torch.testing.assert_close(seen[0].var(dim=1, unbiased=False), torch.ones(5), atol=1e-3, rtol=0)
+
+
+def test_a_file_of_plain_towers_is_described_as_before_there_were_other_kinds(towers):
+    assert set(towers.shape) == {"tag_dim", "image_dim", "hidden_dim", "embed_dim", "activation"}
+    assert {name.split(".")[1] for name in towers.state_dict()} == {"centre", "spread", "hidden", "out"}
+
+
+@pytest.fixture
+def with_residuals():
+    towers = TwoTowers(1, 1, hidden_dim=2, embed_dim=2, residual_tags=["cat", "dog"]).eval()
+    with torch.no_grad():
+        for tensor in towers.tag.parameters():
+            tensor.zero_()
+        towers.tag.out.bias.copy_(torch.tensor([2.0, 0.0]))  # every word vector ends at (1, 0)
+        towers.residual.copy_(torch.tensor([[0.0, 1.0], [-1.0, 1.0]]))
+    return towers
+
+
+def test_a_residual_is_added_to_what_the_tower_makes_of_the_word_vector(with_residuals):
+    embeddings = embed_tags(with_residuals, ["dog", "unseen", "cat"], torch.ones(3, 1))
+    half = 0.5**0.5
+    torch.testing.assert_close(embeddings, torch.tensor([[0.0, 1.0], [1.0, 0.0], [half, half]]))
+
+
+def test_residuals_are_found_by_the_tags_name_in_a_file_of_their_own(with_residuals, tmp_path):
+    save_towers(with_residuals, tmp_path / "t")
+    loaded = load_towers(tmp_path / "t")
+    tags, vectors = ["unseen", "dog", "cat", "dog"], torch.randn(4, 1)
+    expected = embed_tags(with_residuals, tags, vectors)
+    torch.testing.assert_close(embed_tags(loaded, tags, vectors, chunk=3), expected)
+    assert loaded.residual_rows(tags).tolist() == [-1, 1, 0, 1]
+
+
+def test_residuals_start_at_zero(towers):
+    torch.manual_seed(0)
+    residual = TwoTowers(5, 7, hidden_dim=6, embed_dim=4, residual_tags=["a", "b"]).eval()
+    vectors = torch.randn(2, 5)
+    torch.testing.assert_close(embed_tags(residual, ["a", "b"], vectors), embed(towers.tag, vectors))
+
+
+def test_tags_of_towers_without_residuals_are_embedded_by_their_vectors_alone(towers):
+    vectors = torch.randn(10, 5)
+    np.testing.assert_array_equal(embed_tags(towers, ["a"] * 10, vectors), embed(towers.tag, vectors))

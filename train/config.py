@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from math import inf
 
 from configs.compose import Paths, check_name, is_name
 from features.config import DEVICES, BackboneConfig, FeatureSpaceConfig
 
-OBJECTIVES = ("hinge", "hinge_random", "hinge_means")
+OBJECTIVES = {  # with the knobs that mean something to each
+    "hinge": ("margin", "hard_negative_share", "frequency_weighting"),
+    "hinge_random": ("margin", "hard_negative_share", "frequency_weighting"),
+    "hinge_hardest": ("margin", "warmup_epochs", "frequency_weighting"),
+    "hinge_means": ("margin",),
+    "warp": ("margin", "frequency_weighting"),
+    "infonce": ("temperature", "hard_negative_share", "frequency_weighting"),
+    "sigmoid": ("temperature", "hard_negative_share", "frequency_weighting"),
+    "full_vocabulary": ("temperature", "frequency_weighting"),
+}
 ACTIVATIONS = ("relu", "none")
+NORMALISATIONS = ("none", "layer")
 SCALINGS = ("standardise", "none")
 OPTIMIZERS = ("adamw", "sgd")
 
@@ -21,12 +32,19 @@ class TrainConfig(FeatureSpaceConfig):
     seed: int = 0  # of weights, batches and dropout
     device: str = "auto"  # cpu, cuda; auto takes CUDA where there is one
 
-    objective: str = "hinge"  # hinge, hinge_random, hinge_means
-    margin: float = 0.3  # in cosine units
+    objective: str = "hinge"  # hinge, hinge_random, hinge_hardest, hinge_means, warp, infonce, sigmoid, full_vocabulary
+    margin: float = 0.3  # of the hinges and warp, in cosine units
+    temperature: float = 0.1  # cosines are divided by it: fixed in infonce, where learning starts in the sigmoids
+    warmup_epochs: int = 5  # of hinge_hardest, from the sum over all negatives to the hardest alone
+    hard_negative_share: float = 1.0  # hardest share of a batch's negatives that count, at least one
+    frequency_weighting: float = 0.0  # a tag of n train images weighs n to the power of minus this
 
     embed_dim: int = 128  # width of the space both towers end in
-    hidden_dim: int = 1024  # width of the layer between
-    activation: str = "relu"  # between the two layers: relu, none
+    hidden_dim: int = 1024  # width of the layers between
+    depth: int = 2  # linear layers of a tower
+    activation: str = "relu"  # between the layers: relu, none
+    normalisation: str = "none"  # of hidden layers before their activation: none, layer
+    tag_residual: float = 0.0  # rate of the vector each tag learns beside its word vector, in learning_rate; 0: none
     scaling: str = "standardise"  # of image features: by mean and spread of the train split, or none
     feature_dropout: float = 0.3  # share of image features dropped at the tower's entry
     hidden_dropout: float = 0.0  # share of hidden units dropped, both towers
@@ -34,8 +52,9 @@ class TrainConfig(FeatureSpaceConfig):
     optimizer: str = "adamw"  # adamw, sgd
     learning_rate: float = 1e-3  # of the optimizer, constant
     weight_decay: float = 0.05  # of the optimizer, 0 or more
+    weight_averaging: float = 0.0  # decay a step of the averaged weights that are judged and kept; 0 averages none
     momentum: float = 0.0  # of sgd
-    batch_size: int = 512  # pairs a step
+    batch_size: int = 512  # pairs a step, images in full_vocabulary
     max_epochs: int = 40  # passes over the pairs, where patience does not end it before
     patience: int = 6  # epochs without a better val_map before training stops; 0 never stops early
     withhold_tags: float = 0.0  # share of tags kept out of training, by hash, to judge unseen tags
@@ -46,6 +65,7 @@ class TrainConfig(FeatureSpaceConfig):
         choices = {
             "objective": OBJECTIVES,
             "activation": ACTIVATIONS,
+            "normalisation": NORMALISATIONS,
             "scaling": SCALINGS,
             "optimizer": OPTIMIZERS,
             "device": DEVICES,
@@ -58,6 +78,12 @@ class TrainConfig(FeatureSpaceConfig):
         ranges = {
             "seed": (0 <= self.seed < 2**32, "in [0, 4294967296)"),
             "margin": (0.0 < self.margin < 2.0, "in (0, 2)"),
+            "temperature": (0.0 < self.temperature < inf, "above 0"),
+            "warmup_epochs": (self.warmup_epochs >= 0, "0 or more"),
+            "hard_negative_share": (0 < self.hard_negative_share <= 1, "in (0, 1]"),
+            "frequency_weighting": (0 <= self.frequency_weighting <= 1, "in [0, 1]"),
+            "tag_residual": (0 <= self.tag_residual < inf, "0 or more"),
+            "weight_averaging": (0 <= self.weight_averaging < 1, "in [0, 1)"),
             "learning_rate": (self.learning_rate > 0, "above 0"),
             "weight_decay": (self.weight_decay >= 0, "0 or more"),
             "momentum": (0 <= self.momentum < 1, "in [0, 1)"),
@@ -69,6 +95,7 @@ class TrainConfig(FeatureSpaceConfig):
             "patience": (self.patience >= 0, "0 or more"),
             "embed_dim": (self.embed_dim >= 1, "1 or more"),
             "hidden_dim": (self.hidden_dim >= 1, "1 or more"),
+            "depth": (self.depth >= 1, "1 or more"),
             "val_tags": (self.val_tags >= 1, "1 or more"),
             "run": (is_name(self.run), "a name of letters, digits, '.', '_' and '-'"),
         }
@@ -79,8 +106,19 @@ class TrainConfig(FeatureSpaceConfig):
             for name, (fits, wanted) in ranges.items()
             if not fits
         ]
-        if problems:
+        if problems := problems or self._knobs_without_effect():
             raise ValueError("; ".join(problems))
+
+    def _knobs_without_effect(self) -> list[str]:
+        """Return a sentence for each knob turned that the objective does not look at."""
+        knobs = sorted(set().union(*OBJECTIVES.values()) - set(OBJECTIVES[self.objective]))
+        defaults = {each.name: each.default for each in fields(self)}
+        return [
+            f"{name}={getattr(self, name)!r} means nothing to objective={self.objective}, which looks at "
+            f"{', '.join(OBJECTIVES[self.objective])}"
+            for name in knobs
+            if getattr(self, name) != defaults[name]
+        ]
 
 
 @dataclass

@@ -53,7 +53,7 @@ from train.galleries import (
 from train.ranking import Scorer
 from train.report import TRAINED, Answers, per_tag_csv, qrels_text, run_text, summarise, table
 from train.runs import Inputs, open_run
-from train.towers import TwoTowers, embed
+from train.towers import TwoTowers, embed, embed_tags
 
 log = logging.getLogger(__name__)
 MIN_KIND_SHARE = 0.05  # of the gallery, for a kind to get a table of its own
@@ -77,10 +77,11 @@ class Systems:
         """Return the run and its floors for a question's tags and gallery."""
         index, features = self.inputs.index, self.inputs.features
         lists = train_lists(index, question.tag_rows)
+        names = [index.tags[row] for row in question.tag_rows]
         tags = torch.from_numpy(np.array(self.inputs.vectors.vectors[question.tag_rows]))
         images = torch.from_numpy(features[question.gallery])
         found = [
-            Scorer(TRAINED, embed(self.towers.tag, tags).numpy(), embed(self.towers.image, images).numpy()),
+            Scorer(TRAINED, embed_tags(self.towers, names, tags).numpy(), embed(self.towers.image, images).numpy()),
             class_mean("class_mean", features, self.standard, lists, question.gallery),
             self.ridge.scorers(lists, question.gallery, [self.ridge_strength])[self.ridge_strength],
         ]

@@ -1,6 +1,6 @@
 """Stage `train`: fit the two towers and write a run directory.
 
-Reads   data/index, data/tag_vectors, data/image_features
+Reads   data/index, data/tag_vectors, data/image_features, data/collection/tag_relations.csv where there is one
 Writes  runs/<run>/{config.yaml, towers.safetensors, history.csv, manifest.json}; beside the seal checkpoints/ and logs/
 """
 
@@ -33,16 +33,18 @@ from configs.artifacts import (
 )
 from configs.compose import recipe_config, register, resolved, run_stage
 from crawl.records import TRAIN, VAL
+from crawl.shards import RELATIONS_FILE
+from crawl.tags import read_relations
 from features.inverted_index import InvertedIndex
 from features.runtimes import resolve
-from train.batches import PairBatches, is_withheld, training_pairs
+from train.batches import TrainingSet, is_withheld, open_batches, spared_tags, training_pairs
 from train.config import TrainConfig
 from train.galleries import Question, gallery_question, mean_average_precision
-from train.module import AtomicCheckpoints, MovableCheckpoint, Patience, TwoTowerModule
+from train.module import AtomicCheckpoints, MovableCheckpoint, Patience, Resident, TwoTowerModule
 from train.objectives import open_objective
 from train.ranking import Scorer
 from train.runs import Inputs, open_inputs
-from train.towers import TwoTowers, embed, save_towers
+from train.towers import TwoTowers, embed, embed_tags, save_towers
 
 log = logging.getLogger(__name__)
 TRAIN_VERSION = 1  # raised when the same config would give other towers
@@ -92,9 +94,10 @@ def judge_on(question: Question, inputs: Inputs) -> Callable[[TwoTowers], float]
     """Return the function that gives towers their val_map."""
     tags = torch.from_numpy(np.array(inputs.vectors.vectors[question.tag_rows]))
     images = torch.from_numpy(inputs.features[question.gallery])
+    names = [inputs.index.tags[row] for row in question.tag_rows]
 
     def judge(towers: TwoTowers) -> float:
-        scorer = Scorer("towers", embed(towers.tag, tags).numpy(), embed(towers.image, images).numpy())
+        scorer = Scorer("towers", embed_tags(towers, names, tags).numpy(), embed(towers.image, images).numpy())
         return mean_average_precision(question, scorer)
 
     return judge
@@ -111,6 +114,9 @@ def new_towers(inputs: Inputs, tag_rows: np.ndarray, cfg: TrainConfig) -> TwoTow
         activation=cfg.activation,
         feature_dropout=cfg.feature_dropout,
         hidden_dropout=cfg.hidden_dropout,
+        depth=cfg.depth,
+        normalisation=cfg.normalisation,
+        residual_tags=[inputs.index.tags[row] for row in tag_rows] if cfg.tag_residual else (),
     )
     if cfg.scaling == "standardise":
         train_rows = np.flatnonzero(inputs.index.splits == TRAIN)
@@ -159,40 +165,44 @@ def new_trainer(run_dir: Path, device: str, cfg: TrainConfig) -> pl.Trainer:
 def history_csv(history: list[dict[str, float]]) -> str:
     """Return the history of a run as CSV, one row an epoch."""
     stream = io.StringIO()
-    writer = csv.DictWriter(stream, ["epoch", "train_loss", "val_map"], lineterminator="\n")
+    writer = csv.DictWriter(stream, ["epoch", "train_loss", "val_map", "false_negatives"], lineterminator="\n")
     writer.writeheader()
     writer.writerows(history)
     return stream.getvalue()
 
 
+def open_training_set(inputs: Inputs, cfg: TrainConfig) -> TrainingSet:
+    """Collect what batches are drawn from; relations between tags lie beside the collection."""
+    index = inputs.index
+    pairs = training_pairs(index, np.asarray(inputs.vectors.known), cfg.withhold_tags)
+    spared = spared_tags(index, read_relations(relations_file(cfg)))
+    return TrainingSet(pairs, index.num_tags, index.by_image, spared, cfg.frequency_weighting)
+
+
+def relations_file(cfg: TrainConfig) -> Path:
+    """Return where relations between tags would lie."""
+    return cfg.paths.artifact("collection") / RELATIONS_FILE
+
+
 def train_towers(inputs: Inputs, cfg: TrainConfig, run_dir: Path) -> TwoTowerModule:
     """Train to the end, from the last checkpoint where there is one, and load the best weights."""
     _, device = resolve("torch", cfg.device)
-    objective = open_objective(cfg)
     question = validation(inputs.index, inputs, cfg)
-    pairs = training_pairs(inputs.index, np.asarray(inputs.vectors.known), cfg.withhold_tags)
-    module = TwoTowerModule(
-        new_towers(inputs, np.unique(pairs[0]), cfg),
-        objective,
+    training = open_training_set(inputs, cfg)
+    towers = new_towers(inputs, training.vocabulary, cfg)
+    resident = Resident(
         torch.from_numpy(np.array(inputs.vectors.vectors)),
+        towers.residual_rows(inputs.index.tags),
         torch.from_numpy(inputs.features),
-        judge_on(question, inputs),
-        cfg,
     )
-    batches = PairBatches(
-        inputs.index,
-        pairs,
-        cfg.batch_size,
-        cfg.seed,
-        torch.device(device),
-        lambda: module.current_epoch,
-        objective.fixed_wrong,
-    )
+    objective = open_objective(cfg, training.prior)
+    module = TwoTowerModule(towers, objective, resident, judge_on(question, inputs), cfg)
+    batches = open_batches(training, objective.draws, cfg, torch.device(device), lambda: module.current_epoch)
     last = run_dir / "checkpoints" / "last.ckpt"
     trainer = new_trainer(run_dir, device, cfg)
     log.info(
         "training run=%s seed=%d on %d pairs of %d images, %d val tags, on %s%s",
-        cfg.run, cfg.seed, len(pairs[0]), len(inputs.features), len(question.tag_rows), device,
+        cfg.run, cfg.seed, len(training.pairs[0]), len(inputs.features), len(question.tag_rows), device,
         ", resumed" if last.is_file() else "",
     )  # fmt: skip
     trainer.fit(module, batches, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
@@ -206,6 +216,9 @@ def train_towers(inputs: Inputs, cfg: TrainConfig, run_dir: Path) -> TwoTowerMod
 def fit(cfg: TrainConfig) -> Path:
     """Train one run and return its directory. Callable from tests without Hydra."""
     inputs = open_inputs(cfg)
+    relations = relations_file(cfg)
+    if relations.is_file():
+        inputs.content["tag_relations"] = file_sha256(relations)
     recipe = digest([TRAIN_VERSION, recipe_config(cfg), inputs.content, inputs.spaces])
     run_dir, finished = open_run_dir(cfg, recipe)
     if finished is not None:
@@ -222,7 +235,7 @@ def _fit(cfg: TrainConfig, inputs: Inputs, run_dir: Path, recipe: str) -> None:
             remove_partials(folder)
     module = train_towers(inputs, cfg, run_dir)
     best = max(module.history, key=lambda row: (row["val_map"], -row["epoch"]))
-    save_towers(module.towers.cpu(), run_dir / "towers.safetensors")
+    save_towers(module.published.cpu(), run_dir / "towers.safetensors")
     atomic_write(run_dir / "history.csv", history_csv(module.history))
     seal(
         run_dir,

@@ -1,34 +1,36 @@
-"""What training minimises: one objective a file, all functions of the scores of a batch."""
+"""What training minimises: one objective a file, with its paper."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
-from torch import Tensor
+import numpy as np
 
 from train.config import TrainConfig
-from train.objectives.hinge import hinge_loss
-from train.objectives.hinge_means import hinge_means_loss
-from train.objectives.hinge_random import hinge_random_loss
+from train.objectives.base import Objective
+from train.objectives.full_vocabulary import FullVocabulary
+from train.objectives.hinge import Hinge
+from train.objectives.hinge_hardest import HingeHardest
+from train.objectives.hinge_means import HingeMeans
+from train.objectives.hinge_random import HingeRandom
+from train.objectives.infonce import InfoNCE
+from train.objectives.sigmoid import Sigmoid
+from train.objectives.warp import Warp
 
 
-@dataclass(frozen=True)
-class Objective:
-    """A loss over (B, C) scores and (B, C) relevance; column i < B is the image of pair i.
-
-    With `fixed_wrong` there are B more columns: column B + i is the fixed wrong picture of pair i.
-    """
-
-    loss: Callable[[Tensor, Tensor], Tensor]
-    fixed_wrong: bool = False
-
-
-def open_objective(cfg: TrainConfig) -> Objective:
-    """Return the objective that a config names."""
-    objectives = {
-        "hinge": Objective(lambda scores, relevant: hinge_loss(scores, relevant, cfg.margin)),
-        "hinge_random": Objective(lambda scores, relevant: hinge_random_loss(scores, relevant, cfg.margin)),
-        "hinge_means": Objective(lambda scores, relevant: hinge_means_loss(scores, cfg.margin), fixed_wrong=True),
+def open_objective(cfg: TrainConfig, prior: np.ndarray) -> Objective:
+    """Return the objective that a config names; `prior` (V,) is the share of images that carry each tag trained on."""
+    objectives: dict[str, Callable[[TrainConfig], Objective]] = {
+        "hinge": Hinge,
+        "hinge_random": HingeRandom,
+        "hinge_hardest": HingeHardest,
+        "hinge_means": HingeMeans,
+        "warp": Warp,
+        "infonce": InfoNCE,
+        "sigmoid": Sigmoid,
+        "full_vocabulary": lambda cfg: FullVocabulary(cfg, prior),
     }
-    return objectives[cfg.objective]
+    return objectives[cfg.objective](cfg)
+
+
+__all__ = ["Objective", "open_objective"]
