@@ -27,7 +27,7 @@ class ExecutorConfig:
     name: str = "local"  # local, ray
     address: str = ""  # of the cluster's head, `host:6379` or `auto`; empty starts Ray on this machine
     workers: int = 0  # actors; 0 = as many as the cluster has room for
-    cpus: float = 1.0  # of a worker; on two cores 0.5, or actors wait for ever beside the driver
+    cpus: float = 1.0  # of a worker; a share of one lets more workers onto a machine
     gpus: float = 0.0  # of a worker; 1 gives each a card of its own
     retries: int = 3  # of a part whose worker died
 
@@ -144,17 +144,21 @@ def _no_cluster(address: str, error: Exception) -> ArtifactError:
 
 
 def _room(ray: Any, cfg: ExecutorConfig) -> int:
-    """Return how many workers the cluster holds at once."""
-    there = ray.cluster_resources()
-    room = int(there.get("CPU", 0) / cfg.cpus)
-    if cfg.gpus:
-        room = min(room, int(there.get("GPU", 0) / cfg.gpus))
+    """Return how many workers the machines of the cluster hold at once; one worker fits on one machine or nowhere."""
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    room = sum(_room_on(machine, cfg) for machine in machines)
     if not room:
+        largest = ", ".join(f"{each.get('CPU', 0):g} CPUs and {each.get('GPU', 0):g} GPUs" for each in machines)
         raise ArtifactError(
-            f"no worker with {cfg.cpus:g} CPUs and {cfg.gpus:g} GPUs fits into a cluster of {there.get('CPU', 0):g} "
-            f"CPUs and {there.get('GPU', 0):g} GPUs; lower executor.cpus or executor.gpus"
+            f"no worker with {cfg.cpus:g} CPUs and {cfg.gpus:g} GPUs fits on a machine of the cluster ({largest}); "
+            "lower executor.cpus or executor.gpus"
         )
     return room
+
+
+def _room_on(machine: dict[str, float], cfg: ExecutorConfig) -> int:
+    by_cpus = int(machine.get("CPU", 0) / cfg.cpus)
+    return min(by_cpus, int(machine.get("GPU", 0) / cfg.gpus)) if cfg.gpus else by_cpus
 
 
 def _shared_out(ray: Any, start: Callable[[], Any], room: int, parts: Sequence[Any], retries: int) -> Iterator[Any]:

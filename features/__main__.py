@@ -32,17 +32,18 @@ def commands(overrides: list[str]) -> list[list[str]]:
     Raises:
         ConfigError: an override that belongs to none of them.
     """
-    stages = STAGES | (REDUCE if any(key_of(each) == "pca" for each in overrides) else {})
+    reduced = any(key_of(each) == "pca" and each.partition("=")[2] != "0" for each in overrides)
+    stages = STAGES | (REDUCE if reduced else {})
     keys = {module: {field.name for field in fields(schema)} for module, schema in stages.items()}
+    if not reduced:
+        overrides = [each for each in overrides if key_of(each) != "pca"]
     if strange := [each for each in overrides if not any(key_of(each) in known for known in keys.values())]:
         raise ConfigError(f"no feature stage has a key for {', '.join(strange)}")
     routed = {module: [each for each in overrides if key_of(each) in known] for module, known in keys.items()}
     # Evaluation's floor is one for all: it stands on histograms as they are, whatever the features stand on.
-    histogram = [each for each in routed[EXTRACT] if key_of(each) not in ("backbone", "precision")]
-    return [
-        *([module, *chosen] for module, chosen in routed.items()),
-        [EXTRACT, "backbone=color_histogram", *histogram],
-    ]
+    histogram = [each for each in routed[EXTRACT] if key_of(each) not in ("backbone", "precision", "runtime")]
+    in_order = [[module, *chosen] for module, chosen in routed.items()]
+    return [*in_order[: len(STAGES)], [EXTRACT, "backbone=color_histogram", *histogram], *in_order[len(STAGES) :]]
 
 
 def main(arguments: list[str]) -> int:

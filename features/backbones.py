@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 import torchvision
+from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -244,11 +245,27 @@ def settle(config: BackboneConfig) -> BackboneConfig:
 
 
 def overrides(config: BackboneConfig) -> list[str]:
-    """Return the overrides by which the command line chooses a backbone, for the command in an error."""
-    if (CONFIG_DIR / "backbone" / f"{config.name}.yaml").is_file():
-        return [f"backbone={config.name}"]
+    """Return the overrides by which the command line chooses just this backbone, for the command in an error."""
     group = "huggingface" if huggingface.is_huggingface(config) else "torchvision"
-    return [f"backbone={group}", f"backbone.architecture={config.architecture}"]
+    named, general = (_group(name) for name in (config.name, group))
+    if (named.get("architecture"), named.get("weights", "")) == (config.architecture, config.weights):
+        chosen, base = [f"backbone={config.name}"], BackboneConfig(**named)
+    else:
+        chosen = [f"backbone={group}", f"backbone.architecture={config.architecture}"]
+        base = BackboneConfig(**{**general, "architecture": config.architecture})
+    differing = [each.name for each in fields(config) if getattr(config, each.name) != getattr(base, each.name)]
+    return [*chosen, *(f"backbone.{name}={_written(getattr(config, name))}" for name in differing)]
+
+
+def _group(name: str) -> dict[str, Any]:
+    """Return what the file of a backbone says, or nothing where there is none."""
+    path = CONFIG_DIR / "backbone" / f"{name}.yaml"
+    found = OmegaConf.to_container(OmegaConf.load(path)) if path.is_file() else {}
+    return {str(key): value for key, value in found.items()} if isinstance(found, dict) else {}
+
+
+def _written(value: Any) -> str:
+    return f"[{','.join(map(str, value))}]" if isinstance(value, list) else str(value)
 
 
 def build_backbone(config: BackboneConfig) -> nn.Module:

@@ -27,7 +27,7 @@ from configs.compose import resolved
 from crawl.records import TRAIN
 from features.backbones import build_backbone, settle
 from features.config import ImageFeaturesConfig
-from features.extractor import Extractor, batch_shape, open_network, runtime_name
+from features.extractor import Extractor, batch_shape, check_calibration, open_network, runtime_name
 from features.inverted_index import InvertedIndex
 from features.neighbours import NEIGHBOURS, neighbours_kept
 from features.pictures import PictureReader
@@ -49,21 +49,20 @@ def calibrate(cfg: ImageFeaturesConfig, index: InvertedIndex, gate: str) -> Mani
         ArtifactError: it keeps too few neighbours, with the figure; or there are too few pictures to tell.
     """
     directory = calibration_directory(cfg, gate)
-    with exclusive(directory):
-        manifest = read_manifest(directory) or _judge(cfg, index, directory)
-    here = runtime_name(cfg)
-    if manifest.must_match["runtime"] != here:
-        raise ArtifactError(
-            f"precision={cfg.precision} was judged with {manifest.must_match['runtime']}, and {here} would give other "
-            f"features. Choose that by runtime= and device=, or delete '{directory}' and extract anew."
-        )
+    if read_manifest(directory) is None:
+        with exclusive(directory):
+            _judge(cfg, index, directory)
+    manifest = check_calibration(cfg, gate)
     facts = manifest.facts
     verdict = (
         f"precision={cfg.precision} keeps {facts['neighbours_kept']:.1%} of the {NEIGHBOURS} nearest neighbours of "
         f"{facts['judged_images']} of your pictures, {facts['speed_up']:.1f} times as fast as f32"
     )
     if facts["neighbours_kept"] < MIN_KEPT:
-        raise ArtifactError(f"{verdict}; at least {MIN_KEPT:.0%} are wanted. Use precision=f32.")
+        raise ArtifactError(
+            f"{verdict}; at least {MIN_KEPT:.0%} are wanted. Use precision=f32, or delete '{directory}' to have it "
+            "judged again on other pictures."
+        )
     log.info("%s (at least %.0f %% are wanted)", verdict, 100 * MIN_KEPT)
     return manifest
 

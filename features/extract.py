@@ -35,6 +35,8 @@ def fill(cfg: ImageFeaturesConfig, store: FeatureStore, missing: np.ndarray) -> 
     """Extract features of images part by part; parts are fixed chunks, so that a resumed run writes the same ones."""
     parts = [missing[start : start + cfg.part_size] for start in range(0, len(missing), cfg.part_size)]
     _check_room(store, len(missing))
+    if cfg.executor.name == "ray" and runtime_of(cfg)[1] == "cuda" and not cfg.executor.gpus:
+        raise ArtifactError("all workers would crowd onto one card: say executor.gpus=1, or device=cpu")
     if cfg.executor.name == "local":
         _fill_here(cfg, parts, missing)
     else:
@@ -84,7 +86,9 @@ def _say_time(cfg: ImageFeaturesConfig, worker: PartExtractor, missing: np.ndarr
 def _anywhere(cfg: ImageFeaturesConfig) -> ImageFeaturesConfig:
     """Return the config with paths that a worker in another directory finds, too."""
     paths = Paths(*(str(Path(path).resolve()) for path in (cfg.paths.data, cfg.paths.runs)))
-    return replace(cfg, paths=paths)
+    folder = Path(cfg.backbone.architecture)
+    model = str(folder.resolve()) if folder.is_dir() else cfg.backbone.architecture
+    return replace(cfg, paths=paths, backbone=replace(cfg.backbone, architecture=model))
 
 
 def extract(cfg: ImageFeaturesConfig) -> Path:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from configs.artifacts import ArtifactError, Manifest, verify
 from features.backbones import build_backbone, settle
 from features.config import ImageFeaturesConfig
 from features.image_features import FeatureStore
@@ -23,7 +24,7 @@ from features.runtimes import (
     read_openvino_model,
     resolve,
 )
-from features.spaces import QUANTISED, calibration_directory, extracted_directory
+from features.spaces import QUANTISED, calibration_directory, extracted_directory, open_calibration
 
 BATCH_SIZES = {"cpu": 32, "cuda": 256}
 Advance = Callable[[int], object]  # told how many images are done
@@ -38,6 +39,24 @@ def runtime_name(cfg: ImageFeaturesConfig) -> str:
     """Name what computes a lower precision: a processor that rounds otherwise gives other features."""
     runtime, device = runtime_of(cfg)
     return f"{runtime} on {device}" + (" with bfloat16" if has_bfloat16(device) else "")
+
+
+def check_calibration(cfg: ImageFeaturesConfig, gate: str) -> Manifest:
+    """Return the calibration of a lower precision, whole and made for what computes here.
+
+    Raises:
+        ArtifactError: it is missing or damaged, or another runtime was judged, whose features would differ.
+    """
+    calibration, directory = open_calibration(cfg, gate), calibration_directory(cfg, gate)
+    if problems := verify(directory):
+        raise ArtifactError(f"{problems[0]}. Bring it back from a copy, or delete '{directory}' and extract anew.")
+    judged, here = calibration.must_match["runtime"], runtime_name(cfg)
+    if judged != here:
+        raise ArtifactError(
+            f"precision={cfg.precision} was judged with {judged}, and {here} would give other features. Choose that by "
+            f"runtime= and device=, or delete '{directory}' and extract anew."
+        )
+    return calibration
 
 
 def batch_shape(cfg: ImageFeaturesConfig) -> tuple[int, ...]:
@@ -102,6 +121,8 @@ class PartExtractor:
     def __init__(self, cfg: ImageFeaturesConfig) -> None:
         index, manifest = open_index(cfg.paths)
         gate = manifest.must_match["gate"]
+        if cfg.precision != "f32":
+            check_calibration(cfg, gate)  # a worker elsewhere may compute otherwise than where it was judged
         self.advance: Advance = lambda images: None
         self._image_ids = np.asarray(index.image_ids)
         self._store = FeatureStore(extracted_directory(cfg, gate), settle(cfg.backbone).width)

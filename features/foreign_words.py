@@ -9,8 +9,9 @@ import pickle
 import re
 import zlib
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import gensim.downloader
 import numpy as np
@@ -53,21 +54,41 @@ def _looks_binary(beginning: bytes) -> bool:
     return any(byte < 9 or 13 < byte < 32 for byte in beginning.partition(b"\n")[2])
 
 
+def _opened(path: Path) -> BinaryIO:
+    return cast(BinaryIO, gzip.open(path)) if path.suffix == ".gz" else path.open("rb")
+
+
+def _read_glove(path: Path) -> Table:
+    """Read a GloVe file, whose words may hold blanks (`. . .` of the 840B table), at which gensim gives up.
+
+    A line is split from its right, into as many numbers as the shortest of the first lines has.
+    """
+    with _opened(path) as stream:
+        dim = min(len(line.split()) for line in islice(stream, 100)) - 1
+    rows: dict[str, np.ndarray] = {}
+    with _opened(path) as stream:
+        for number, line in enumerate(stream, 1):
+            word, *numbers = line.rstrip().rsplit(b" ", dim)
+            if len(numbers) != dim or not dim:
+                raise ValueError(f"line {number} has {len(numbers)} numbers, expected {dim}")
+            rows.setdefault(word.decode(errors="replace"), np.array(numbers, dtype=np.float32))
+    return Table(list(rows), np.stack(list(rows.values())), file_sha256(path))
+
+
 def read_word2vec(path: Path) -> Table:
     """Read a word2vec file, text or binary, or a GloVe file, which is text without the header line.
 
     The table is in memory meanwhile, as the file is read only once. Of a word that comes twice the first counts.
     """
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
+        with _opened(path) as stream:
             beginning = stream.read(65_536)
         if not beginning:
             raise ValueError("it is empty")
         binary = _looks_binary(beginning)
-        no_header = not binary and len(beginning.partition(b"\n")[0].split()) != 2
-        vectors = KeyedVectors.load_word2vec_format(
-            str(path), binary=binary, no_header=no_header, unicode_errors="replace"
-        )
+        if not binary and len(beginning.partition(b"\n")[0].split()) != 2:
+            return _read_glove(path)
+        vectors = KeyedVectors.load_word2vec_format(str(path), binary=binary, unicode_errors="replace")
     except WORD2VEC_ERRORS as error:
         raise ArtifactError(f"'{path}' is no word2vec or GloVe file: {error}") from error
     vectors.vectors = vectors.vectors[: len(vectors.key_to_index)]  # gensim leaves room for those that came twice
@@ -104,9 +125,12 @@ def read_keyed_vectors(path: Path) -> Table:
         raise ArtifactError(f"'{path}' was not written by KeyedVectors.save: {error}") from error
     if not isinstance(vectors, KeyedVectors):
         raise ArtifactError(f"'{path}' holds a {type(vectors).__name__}, expected KeyedVectors")
-    if "vectors" in getattr(vectors, "__numpys", ()):
-        vectors.vectors = map_array(_beside(path), "<f4", (None, None))
-    return as_table(vectors, digest([file_sha256(each) for each in (path, _beside(path)) if each.is_file()]))
+    try:
+        if "vectors" in getattr(vectors, "__numpys", ()):
+            vectors.vectors = map_array(_beside(path), "<f4", (None, None))
+        return as_table(vectors, digest([file_sha256(each) for each in (path, _beside(path)) if each.is_file()]))
+    except PICKLE_ERRORS as error:
+        raise ArtifactError(f"'{path}' was made to be odd, or is damaged: {error}") from error
 
 
 READERS: dict[str, Callable[[Path], Table]] = {"word2vec": read_word2vec, "keyed_vectors": read_keyed_vectors}

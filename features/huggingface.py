@@ -29,7 +29,8 @@ RESAMPLES = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 # Steps that some image processors take and ours does not: BGR, grey levels about 0, a second division.
 FOREIGN_STEPS = ("do_flip_channel_order", "rescale_offset", "include_top")
 WHOLE_PX = 384  # from this side on, a processor with `crop_pct` squashes the picture where it would crop a smaller one
-UNFIT = (OSError, ValueError, RuntimeError, ImportError, SafetensorError)  # what transformers raises for such a model
+# What transformers raises for a folder that holds no such model, or a damaged one.
+UNFIT = (OSError, ValueError, RuntimeError, ImportError, SafetensorError, TypeError, AttributeError, KeyError)
 
 
 @contextmanager
@@ -127,8 +128,12 @@ def _read(kind: str, folder: Path, **options: Any) -> Any:
     try:
         return reader.from_pretrained(folder, trust_remote_code=False, local_files_only=True, **options)
     except UNFIT as error:
-        reason = str(error).partition("\n")[0]
-        raise ArtifactError(f"transformers does not open '{folder}' with {kind}: {reason}") from error
+        raise ArtifactError(f"transformers does not open '{folder}' with {kind}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """Return the first line of an error that says something."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def preprocessing(folder: Path) -> dict[str, Any]:
@@ -209,8 +214,11 @@ def _image_feature(model: Any, folder: Path) -> ImageFeature:
         raise ArtifactError(f"'{folder}' holds no vision model: {type(model).__name__} takes {model.main_input_name}")
     stored: set[str] = set()
     for path in weight_files(folder):
-        with safe_open(path, framework="pt") as file:
-            stored.update(file.keys())
+        try:
+            with safe_open(path, framework="pt") as file:
+                stored.update(file.keys())
+        except UNFIT as error:
+            raise ArtifactError(f"'{path}' is cut or damaged ({_reason(error)}); fetch it again") from error
     wanted = any("pooler" in name for name, _ in model.named_parameters())
     return ImageFeature(model, pooled=not wanted or any("pooler" in name for name in stored))
 
@@ -232,7 +240,11 @@ def network_width(folder: Path, crop_px: int) -> int:
     """Return how many numbers a feature has, from a pass without values or memory."""
     config = _read("AutoConfig", folder)
     with torch.device("meta"):
-        network = _image_feature(_transformers().AutoModel.from_config(config, trust_remote_code=False), folder).eval()
+        try:
+            model = _transformers().AutoModel.from_config(config, trust_remote_code=False)
+        except UNFIT as error:
+            raise ArtifactError(f"transformers builds no model of '{folder}': {_reason(error)}") from error
+        network = _image_feature(model, folder).eval()
         try:
             features: Tensor = network(torch.empty(1, 3, crop_px, crop_px))
         except (ValueError, RuntimeError) as error:

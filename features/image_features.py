@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from configs.artifacts import (
+    MANIFEST,
     ArtifactError,
     Manifest,
     atomic_write,
@@ -90,6 +91,8 @@ class FeatureStore:
                 f"features of shape {stored.shape} with {int((~np.isfinite(stored)).sum())} non-finite values; "
                 f"expected ({len(image_ids)}, {self.width}), all finite"
             )
+        if self.holds(image_ids):
+            return  # another process was faster; what is committed is never replaced
         ids = _lines(image_ids)
         part = _part_name(ids)
         atomic_write(self.directory / f"{part}.ids", ids)
@@ -128,12 +131,11 @@ class FeatureStore:
     def _read_into(self, target: np.ndarray, part: str) -> None:
         """Read a whole part to where it belongs, which spares mapping its pages one by one."""
         path = self.directory / f"{part}.npy"
+        header = _npy_header(target.shape)
         with path.open("rb", buffering=0) as stream:
-            header = _npy_header(target.shape)
-            if stream.read(len(header)) != header:
+            whole = stream.read(len(header)) == header and path.stat().st_size == len(header) + target.nbytes
+            if not whole or stream.readinto(target.data.cast("B")) != target.nbytes:
                 target[:] = self.rows(part)  # which says what is wrong with it
-            elif stream.readinto(target.data.cast("B")) != target.nbytes:
-                raise ArtifactError(f"'{path}' ends early; `make verify` lists what is damaged")
 
 
 @cache
@@ -168,8 +170,15 @@ def _files_of(store: FeatureStore) -> list[str]:
 
 
 def seal_store(store: FeatureStore, cfg: ExtractionConfig, space: str, index: Manifest) -> Manifest:
-    """Write the manifest over all parts; parts listed before are not hashed again."""
-    earlier = read_manifest(store.directory)
+    """Write the manifest over all parts; parts listed before and not written since are not hashed again."""
+    earlier, described = read_manifest(store.directory), {}
+    if earlier:
+        sealed_at = (store.directory / MANIFEST).stat().st_mtime_ns
+        described = {
+            name: entry
+            for name, entry in earlier.files.items()
+            if (store.directory / name).is_file() and (store.directory / name).stat().st_mtime_ns <= sealed_at
+        }
     return seal(
         store.directory,
         "image_features",
@@ -178,7 +187,7 @@ def seal_store(store: FeatureStore, cfg: ExtractionConfig, space: str, index: Ma
         must_match={"feature_space": space},
         provenance={"index": index.content_id},
         facts={"num_images": len(store.stored_ids()), "width": store.width, "num_parts": len(store.parts())},
-        described=earlier.files if earlier else {},
+        described=described,
     )
 
 

@@ -29,7 +29,8 @@ def resolve(runtime: str, device: str, precision: str = "f32", traceable: bool =
     """Settle `auto`: torch on CUDA where there is a card, otherwise OpenVINO on CPU.
 
     Raises:
-        ArtifactError: CUDA is asked for and not there, or asked of OpenVINO; int8 is asked of torch.
+        ArtifactError: CUDA is asked for and not there, or asked of OpenVINO; int8 is asked of torch, or histograms of
+            OpenVINO.
     """
     if device == "auto":
         wanted = runtime != "openvino" and precision != "int8"
@@ -40,6 +41,8 @@ def resolve(runtime: str, device: str, precision: str = "f32", traceable: bool =
         runtime = "openvino" if device == "cpu" and traceable else "torch"
     if runtime == "openvino" and device != "cpu":
         raise ArtifactError("runtime=openvino runs on CPU. Use runtime=torch with device=cuda.")
+    if runtime == "openvino" and not traceable:
+        raise ArtifactError("OpenVINO computes colour histograms wrongly. Use runtime=torch for them.")
     if precision == "int8" and runtime != "openvino":
         raise ArtifactError("precision=int8 is OpenVINO's, on CPU. Use precision=bf16 with runtime=torch.")
     return runtime, device
@@ -47,7 +50,8 @@ def resolve(runtime: str, device: str, precision: str = "f32", traceable: bool =
 
 def cores() -> int:
     """Return how many threads to keep busy: as OMP_NUM_THREADS says, which Ray sets for its workers, or one a core."""
-    return int(os.environ.get("OMP_NUM_THREADS", "0")) or os.cpu_count() or 1
+    said = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]  # one number a level of nesting
+    return (int(said) if said.isdecimal() else 0) or os.cpu_count() or 1
 
 
 def has_bfloat16(device: str) -> bool:

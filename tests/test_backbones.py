@@ -341,6 +341,9 @@ def test_any_classifier_is_chosen_by_its_name_and_stored_under_it():
         ["backbone=vit_b_16"],
         ["backbone=torchvision", "backbone.architecture=swin_t"],
         ["backbone=huggingface", "backbone.architecture=facebook/dinov2-small"],
+        ["backbone=torchvision", "backbone.architecture=resnet50"],
+        ["backbone=resnet50", "backbone.resize_px=300"],
+        ["backbone=huggingface", "backbone.architecture=a/b", "backbone.weights=v2"],
     ],
 )
 def test_the_overrides_of_a_backbone_are_those_it_was_chosen_by(chosen):

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 import features.calibrate as gate
+import features.extractor
 from configs.artifacts import MANIFEST, ArtifactError, read_manifest, verify
 from configs.compose import Paths
 from features.config import BackboneConfig, FeatureSpaceConfig, ImageFeaturesConfig
 from features.extract import extract
-from features.extractor import Extractor, open_network
+from features.extractor import Extractor, PartExtractor, open_network
 from features.image_features import open_features
 from features.inverted_index import open_index
 from features.runtimes import has_bfloat16
@@ -61,12 +62,12 @@ def test_a_precision_that_keeps_the_neighbours_is_used_and_says_so(precision, da
     assert verify(directory) == verify(calibration_of(cfg)) == []
     full = extract(config(data, "f32"))
     assert full != directory
-    low, exact = (features(cfg) for cfg in (cfg, config(data, "f32")))
+    low, exact = (features_of(cfg) for cfg in (cfg, config(data, "f32")))
     cosines = (low * exact).sum(axis=1) / np.linalg.norm(low, axis=1) / np.linalg.norm(exact, axis=1)
     assert 0.9 < cosines.min() < cosines.max() < 1 - 1e-7
 
 
-def features(cfg):
+def features_of(cfg):
     index, manifest = open_index(cfg.paths)
     space = FeatureSpaceConfig(cfg.paths, cfg.backbone, cfg.precision)
     return open_features(space, manifest.must_match["gate"], index.image_ids)[0].astype(np.float64)
@@ -130,9 +131,21 @@ def test_a_calibration_killed_before_its_seal_is_made_again_and_the_same(data, t
 def test_a_calibration_of_another_runtime_is_refused(data, monkeypatch):
     kept(monkeypatch, 0.99)
     extract(config(data, "int8"))
-    monkeypatch.setattr(gate, "runtime_name", lambda cfg: "torch on cuda")
-    with pytest.raises(ArtifactError, match=r"judged with openvino on cpu.*, and torch on cuda would .* delete"):
-        extract(config(data, "int8"))
+    monkeypatch.setattr(features.extractor, "runtime_name", lambda cfg: "torch on cuda")
+    for step in (extract, PartExtractor):  # the stage, and a worker that may run elsewhere
+        with pytest.raises(ArtifactError, match=r"judged with openvino on cpu.*, and torch on cuda would .* delete"):
+            step(config(data, "int8"))
+
+
+def test_a_damaged_calibration_is_refused_before_it_mixes_features(data, monkeypatch):
+    kept(monkeypatch, 0.99)
+    cfg = config(data, "int8")
+    extract(cfg)
+    path = calibration_of(cfg) / "quantised.bin"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:5000] + bytes(100) + whole[5100:])
+    with pytest.raises(ArtifactError, match=r"quantised\.bin: bytes differ .*delete"):
+        extract(cfg)
 
 
 def test_another_calibration_is_another_feature_space(data, monkeypatch):
@@ -149,7 +162,7 @@ def test_features_without_their_calibration_name_the_command(data, monkeypatch):
     extract(cfg)
     (calibration_of(cfg) / MANIFEST).unlink()
     with pytest.raises(ArtifactError, match=r'make image_features ARGS="backbone.*precision=int8"'):
-        features(cfg)
+        features_of(cfg)
 
 
 def test_the_quantised_network_runs_at_any_batch_size(data, monkeypatch):

@@ -41,7 +41,7 @@ from features.config import (
     WordsConfig,
 )
 from serve.config import PublishConfig, ServeConfig
-from train.config import EvaluateConfig, TrainConfig
+from train.config import OBJECTIVES, EvaluateConfig, TrainConfig
 
 ROOT = CONFIG_DIR.parent
 STAGES = {
@@ -175,6 +175,14 @@ def test_a_value_that_must_be_given_is_asked_for():
     ("stage", "override", "words"),
     [
         ("train", "margin=2.5", r"margin must lie in \(0, 2\), got 2\.5"),
+        ("train", "temperature=0", "temperature must be above 0, got 0"),
+        ("train", "hard_negative_share=0", r"hard_negative_share must lie in \(0, 1\], got 0"),
+        ("train", "frequency_weighting=2", r"frequency_weighting must lie in \[0, 1\], got 2"),
+        ("train", "weight_averaging=1", r"weight_averaging must lie in \[0, 1\), got 1"),
+        ("train", "warmup_epochs=-1", "warmup_epochs must be 0 or more, got -1"),
+        ("train", "tag_residual=inf", "tag_residual must be 0 or more, got inf"),
+        ("train", "depth=0", "depth must be 1 or more, got 0"),
+        ("train", "normalisation=batch", "normalisation must be one of none, layer"),
         ("train", "learning_rate=nan", "learning_rate must be above 0, got nan"),
         ("train", "run=a/b", "run must be a name"),
         ("crawl", "shard_size=20000", r"shard_size must lie in 1\.\.10000, got 20000"),
@@ -190,7 +198,7 @@ def test_a_value_that_must_be_given_is_asked_for():
         ("image_features", "backbone.crop_px=300", r"32\.\.resize_px=256, got 300"),
         ("image_features", "backbone.std=[0.2,0.2,0]", r"std .*three numbers above 0, got \[0\.2, 0\.2, 0\.0\]"),
         ("image_features", "backbone.mean=[0.5]", r"mean .*three numbers, got \[0\.5\]"),
-        ("image_features", "batch_size=0", "got 0"),
+        ("image_features", "batch_size=-1", "got -1"),
         ("image_features", "device=tpu", "tpu"),
         ("evaluate", "split=train", "train"),
         ("serve", "port=70000", r"0\.\.65535 .*got 70000"),
@@ -199,6 +207,31 @@ def test_a_value_that_must_be_given_is_asked_for():
 def test_a_value_out_of_range_is_named_with_its_range(stage, override, words):
     with pytest.raises(ConfigError, match=words):
         composed(stage, override)
+
+
+@pytest.mark.parametrize(
+    ("objective", "knob"),
+    [
+        ("infonce", "margin=0.5"),
+        ("hinge", "temperature=0.05"),
+        ("hinge", "warmup_epochs=3"),
+        ("full_vocabulary", "hard_negative_share=0.5"),
+        ("hinge_means", "frequency_weighting=0.5"),
+    ],
+)
+def test_a_knob_that_the_objective_does_not_look_at_is_refused(objective, knob):
+    with pytest.raises(ConfigError, match=f"{knob} means nothing to objective={objective}, which looks at"):
+        composed("train", f"objective={objective}", knob)
+
+
+def test_every_knob_that_an_objective_looks_at_can_be_turned():
+    for objective, knobs in OBJECTIVES.items():
+        turned = {"margin": 0.5, "temperature": 0.05, "warmup_epochs": 3}
+        composed("train", f"objective={objective}", *(f"{name}={turned.get(name, 0.5)}" for name in knobs))
+
+
+def test_there_is_a_yaml_for_every_objective():
+    assert options("objective") == sorted(OBJECTIVES)
 
 
 @pytest.mark.parametrize("source", ["table", "webdataset"])

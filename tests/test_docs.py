@@ -59,7 +59,7 @@ def test_every_override_named_is_a_key_of_some_stage():
     assert named - TYPOS_ON_PURPOSE - {"q", "page", "offset", "limit"} <= KEYS
 
 
-@pytest.mark.parametrize("group", ["source", "backbone", "words"])
+@pytest.mark.parametrize("group", ["source", "backbone", "words", "objective", "executor"])
 def test_every_option_of_a_group_is_told(group):
     options = {path.stem for path in (ROOT / "configs" / group).glob("*.yaml")}
     assert {option for option in options if option not in README} == set()

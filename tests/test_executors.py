@@ -2,11 +2,12 @@
 
 import os
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 
 from configs.artifacts import ArtifactError
-from configs.executors import ExecutorConfig, map_parts
+from configs.executors import ExecutorConfig, _room, map_parts
 from tests.conftest import WORKERS
 from tests.part_writer import Writer
 
@@ -31,7 +32,7 @@ def test_the_local_executor_closes_its_worker_after_an_error_too(tmp_path):
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"name": "slurm"}, "local, ray; *got 'slurm'|got 'slurm'"),
+        ({"name": "slurm"}, "one of local, ray, got 'slurm'"),
         ({"cpus": 0}, "cpus above 0"),
         ({"workers": -1}, "-1"),
     ],
@@ -70,3 +71,12 @@ def test_a_worker_that_fits_nowhere_is_refused(cluster):
 def test_a_cluster_that_is_not_there_is_named():
     with pytest.raises(ArtifactError, match=r"no Ray cluster answers at '127.*ray start --head"):
         list(map_parts(Writer, [1], ExecutorConfig(**WORKERS, address="127.0.0.1:9")))
+
+
+def test_a_worker_needs_one_machine_that_holds_it():
+    machines = [{"CPU": 1.0}, {"CPU": 1.0, "GPU": 2.0}, {"GPU": 4.0}]
+    ray = SimpleNamespace(nodes=lambda: [{"Alive": True, "Resources": each} for each in machines])
+    assert _room(ray, ExecutorConfig(name="ray", cpus=0.5)) == 4
+    assert _room(ray, ExecutorConfig(name="ray", cpus=0.5, gpus=1)) == 2
+    with pytest.raises(ArtifactError, match="no worker with 2 CPUs"):
+        _room(ray, ExecutorConfig(name="ray", cpus=2))

@@ -234,3 +234,11 @@ def test_rows_that_are_not_one_a_word_are_refused(rows, opened, tmp_path):
     table.save(str(tmp_path / "w.kv"))
     with pytest.raises(ArtifactError, match="damaged"):
         opened(tmp_path / "w.kv", "keyed_vectors")
+
+
+def test_a_glove_file_whose_words_hold_blanks_is_read(tmp_path):
+    path = tmp_path / "glove.txt"
+    path.write_text("the 1 2 3\n. . . 4 5 6\nat name@domain.com 7 8 9\nthe 0 0 0\n")
+    table = features.foreign_words.read_word2vec(path)
+    assert table.words == ["the", ". . .", "at name@domain.com"]
+    assert table.vectors.tolist() == [[1, 2, 3], [4, 5, 6], [7, 8, 9]]

@@ -1,14 +1,17 @@
 """The store of features: keyed by image_id, in any order, nothing that is no number."""
 
+import os
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from configs.artifacts import ArtifactError
+from configs.artifacts import ArtifactError, verify
 from configs.compose import Paths
 from features.config import FeatureSpaceConfig
-from features.image_features import FeatureStore, open_features
+from features.image_features import FeatureStore, open_features, seal_store
 from features.spaces import store_directory
 from tests.tiny import HISTOGRAM
 
@@ -103,3 +106,32 @@ def test_a_store_lies_in_a_directory_of_its_feature_space():
     one, two = (store_directory(FeatureSpaceConfig(backbone=HISTOGRAM), gate).name for gate in "gh")
     assert one != two
     assert one.startswith("color_histogram-")
+
+
+def test_a_committed_part_is_never_replaced(tmp_path):
+    store = FeatureStore(tmp_path, 4)
+    store.add(IDS[:2], np.ones((2, 4)))
+    store.add(IDS[:2], np.zeros((2, 4)))
+    assert (store.gather(IDS[:2]) == 1).all()
+
+
+def test_a_part_written_after_the_seal_is_hashed_again(tmp_path):
+    store = FeatureStore(tmp_path, 4)
+    store.add(IDS[:2], np.ones((2, 4)))
+    index = SimpleNamespace(content_id="i")
+    seal_store(store, FeatureSpaceConfig(), "space", index)
+    part = tmp_path / f"{store.parts()[0]}.npy"
+    part.unlink()
+    store.add(IDS[:2], np.zeros((2, 4)))
+    os.utime(part, ns=(0, (tmp_path / "manifest.json").stat().st_mtime_ns + 1))
+    seal_store(store, FeatureSpaceConfig(), "space", index)
+    assert verify(tmp_path) == []
+
+
+def test_a_part_with_bytes_too_many_is_refused(tmp_path):
+    store = FeatureStore(tmp_path, 4)
+    store.add(IDS[:2], np.ones((2, 4)))
+    with (tmp_path / f"{store.parts()[0]}.npy").open("ab") as stream:
+        stream.write(b"more")
+    with pytest.raises(ArtifactError, match="bytes, its header says"):
+        store.gather(IDS[:2])

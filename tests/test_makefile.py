@@ -63,9 +63,19 @@ def test_principal_components_are_made_where_they_are_asked_for():
         ["features.build_index", "paths.data=d"],
         ["features.embed_tags", "paths.data=d"],
         ["features.extract", "paths.data=d", "backbone=resnet50", "precision=bf16"],
-        ["features.reduce", "paths.data=d", "pca=256", "backbone=resnet50", "precision=bf16", "judged_images=500"],
         ["features.extract", "backbone=color_histogram", "paths.data=d"],
+        ["features.reduce", "paths.data=d", "pca=256", "backbone=resnet50", "precision=bf16", "judged_images=500"],
     ]
+
+
+def test_histograms_are_always_torchs_and_pca_0_reduces_nothing():
+    routed = commands(["runtime=openvino", "pca=0"])
+    assert [module for module, *_ in routed] == [
+        "features.build_index",
+        "features.embed_tags",
+        *["features.extract"] * 2,
+    ]
+    assert routed[2:] == [["features.extract", "runtime=openvino"], ["features.extract", "backbone=color_histogram"]]
 
 
 def test_what_only_the_reduction_has_is_refused_without_one():

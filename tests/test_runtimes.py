@@ -167,7 +167,12 @@ def test_auto_takes_what_the_machine_has(asked, cuda, expected, monkeypatch):
 
 @pytest.mark.parametrize(
     ("asked", "cuda"),
-    [(("auto", "cuda"), False), (("openvino", "cuda"), True), (("torch", "cpu", "int8"), False)],
+    [
+        (("auto", "cuda"), False),
+        (("openvino", "cuda"), True),
+        (("torch", "cpu", "int8"), False),
+        (("openvino", "cpu", "f32", False), False),
+    ],
 )
 def test_what_the_machine_or_the_runtime_has_not_is_refused(asked, cuda, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)

@@ -164,7 +164,7 @@ def network(cfg: ImageFeaturesConfig, index: InvertedIndex, rows: np.ndarray, ou
     run(pictures)()
     start = time.perf_counter()
     under_way = []
-    for _ in range(len(rows) // len(pictures)):
+    for _ in range(-(-len(rows) // len(pictures))):
         under_way.append(run(pictures))
         if len(under_way) == IN_FLIGHT:
             under_way.pop(0)()
@@ -193,7 +193,7 @@ def eager_bf16(cfg: ImageFeaturesConfig, index: InvertedIndex, rows: np.ndarray,
     with torch.inference_mode(), torch.autocast(cfg.device, torch.bfloat16):
         network(pictures).cpu()
         start = time.perf_counter()
-        for _ in range(len(rows) // len(pictures)):
+        for _ in range(-(-len(rows) // len(pictures))):
             features = network(pictures)
         features.cpu()
     return time.perf_counter() - start
