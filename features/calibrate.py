@@ -125,7 +125,7 @@ def _quantise(
     """
     import nncf  # slow to import, and int8 alone needs it
 
-    nncf.set_log_level(logging.WARNING)  # it names every node that it leaves alone
+    logging.getLogger("nncf").setLevel(logging.WARNING)  # it names every node that it leaves alone
     reader = PictureReader(index, cfg.paths.artifact("collection"), settle(cfg.backbone), cores())
     try:
         pictures = list(reader.batches(rows, 1))

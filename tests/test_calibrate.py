@@ -143,7 +143,7 @@ def test_a_damaged_calibration_is_refused_before_it_mixes_features(data, monkeyp
     extract(cfg)
     path = calibration_of(cfg) / "quantised.bin"
     whole = path.read_bytes()
-    path.write_bytes(whole[:5000] + bytes(100) + whole[5100:])
+    path.write_bytes(whole[:5000] + bytes([whole[5000] ^ 1]) + whole[5001:])
     with pytest.raises(ArtifactError, match=r"quantised\.bin: bytes differ .*delete"):
         extract(cfg)
 

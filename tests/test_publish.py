@@ -168,11 +168,11 @@ def test_a_missing_run_is_refused_with_the_command_that_makes_it(trained):
 
 
 def test_residuals_go_into_the_embeddings_of_tags_whatever_row_of_an_index_they_have(own):
-    cfg = train_config(own, run="residual", tag_residual=1.0)
+    cfg = train_config(own, run="residual_published", tag_residual=1.0)
     towers = load_towers(fit(cfg) / "towers.safetensors")
     index_again(own, [[*records(), Record("f" * 16, "new", ("aardvark",))]])  # a tag before all others
     store_features(own, BACKBONE, noise=0.8)
-    directory = publish(PublishConfig(own, "residual"))
+    directory = publish(PublishConfig(own, "residual_published"))
     index, vectors = open_index(own)[0], np.load(directory / "vectors.npy")
     row = index.tag_row("dog")
     expected = embed_tags(towers, ["dog"], torch.from_numpy(vectors[[row]]))[0]

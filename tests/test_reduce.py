@@ -344,15 +344,15 @@ def test_timing_a_search_leaves_the_number_of_threads(rows):
 
 def test_training_on_components_that_were_not_made_names_the_command(line):
     with pytest.raises(ArtifactError, match=command("reduce", config(line, pca=0.5))):
-        fit(train_config(line, pca=0.5))
+        fit(train_config(line, "without_basis", pca=0.5))
 
 
 @pytest.mark.usefixtures("one_thread")
 def test_towers_train_on_components_and_are_judged_and_published(reduced):
-    fit(train_config(reduced, pca=8.0))
-    evaluate(evaluate_config(reduced))
-    publish(PublishConfig(reduced, "small"))
-    towers, run, inputs = open_run(reduced, "small")
+    fit(train_config(reduced, "on_components", pca=8.0))
+    evaluate(evaluate_config(reduced, "on_components"))
+    publish(PublishConfig(reduced, "on_components"))
+    towers, run, inputs = open_run(reduced, "on_components")
     assert towers.image.hidden.in_features == 8
     assert inputs.features.shape == (280, 8)
     assert run.must_match["feature_space"] == feature_space(config(reduced), GATE)
