@@ -51,7 +51,8 @@ def calibrate(cfg: ImageFeaturesConfig, index: InvertedIndex, gate: str) -> Mani
     directory = calibration_directory(cfg, gate)
     if read_manifest(directory) is None:
         with exclusive(directory):
-            _judge(cfg, index, directory)
+            if read_manifest(directory) is None:  # another process may have been faster
+                _judge(cfg, index, directory)
     manifest = check_calibration(cfg, gate)
     facts = manifest.facts
     verdict = (

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import os
 import statistics
 import subprocess
 import sys
@@ -48,7 +47,7 @@ from features.neighbours import neighbours_kept
 from features.pictures import PictureReader
 from features.runtimes import IN_FLIGHT, cores
 from features.spaces import calibration_directory, extracted_directory
-from tests.bench.result import finish
+from tests.bench.result import finish, resident_mib
 
 BATCH = 32
 RESNET50_GFLOP = 8.18  # a picture of 224 px: twice the 4.09 G multiply-adds that torchvision's weights state
@@ -246,11 +245,6 @@ def matmul_gflops(side: int = 8192) -> float:
         torch.cuda.synchronize()
         best = min(best, time.perf_counter() - start)
     return 2 * side**3 / best / 1e9
-
-
-def resident_mib() -> float:
-    """Return the resident memory of this process."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def memory(data: Path, options: argparse.Namespace, precision: str) -> tuple[float, float]:

@@ -18,6 +18,11 @@ def device() -> str:
     return f"{models[0] if models else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
 
 
+def resident_mib() -> float:
+    """Return the resident memory of this process, by Linux's account."""
+    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
 def finish(bench: str, ratios: Mapping[str, Any], figures: Mapping[str, Any]) -> None:
     """Print the benchmark's last line."""
     print(json.dumps({"bench": bench, "device": device(), "ratios": ratios, "figures": figures}))

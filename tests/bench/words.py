@@ -38,7 +38,7 @@ from features.tag_vectors import open_words
 from features.train_words import sentences, train_table
 from features.word_tables import CARRIED
 from tests.bench.quality import SEEDS, Values, collect, difference, stage, summary, train_and_judge
-from tests.bench.result import finish
+from tests.bench.result import finish, resident_mib
 
 NUM_WORDS, DIM = 400_000, 200
 NUM_LOOKUPS = 1000
@@ -62,17 +62,12 @@ def write_tables(folder: Path) -> None:
     table.save(str(folder / "words.kv"))
 
 
-def resident_mb() -> float:
-    """Return the memory this process has in use."""
-    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * 4096 / 2**20
-
-
 def open_and_look_up(kind: str, folder: Path, ours: bool) -> dict[str, float]:
     """Open one table, look a thousand words up, and return what it cost; runs in a fresh process."""
     name, reader, load = FORMATS[kind]
     drawn = random.Random(1)
     asked = [f"word{drawn.randrange(NUM_WORDS)}" for _ in range(NUM_LOOKUPS)]
-    before, started = resident_mb(), time.perf_counter()
+    before, started = resident_mib(), time.perf_counter()
     if ours:
         table = open_words(WordsConfig(name=reader, path=str(folder / name)), Paths(data=str(folder / "data")))
         find = table.vector
@@ -83,7 +78,7 @@ def open_and_look_up(kind: str, folder: Path, ours: bool) -> dict[str, float]:
     found = [find(word) for word in asked]
     done = time.perf_counter()
     assert all(vector is not None for vector in found)
-    return {"open_s": opened - started, "lookup_s": done - opened, "resident_mb": resident_mb() - before}
+    return {"open_s": opened - started, "lookup_s": done - opened, "resident_mb": resident_mib() - before}
 
 
 def in_a_fresh_process(kind: str, folder: Path, ours: bool) -> dict[str, float]:
