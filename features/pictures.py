@@ -8,13 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torchvision.io import ImageReadMode, decode_jpeg
+from torchvision.io import ImageReadMode, decode_jpeg, encode_jpeg
 from torchvision.transforms.v2 import functional as F
 
 from configs.artifacts import ArtifactError
 from crawl.shards import JpegReader
 from features.config import BackboneConfig
 from features.inverted_index import InvertedIndex
+
+THUMBNAIL_QUALITY = 80
 
 
 def decode(jpeg: bytes, backbone: BackboneConfig) -> np.ndarray:
@@ -30,6 +32,22 @@ def decode(jpeg: bytes, backbone: BackboneConfig) -> np.ndarray:
     interpolation = F.InterpolationMode(backbone.interpolation)
     resized = F.resize(picture, size, interpolation=interpolation, antialias=True)
     return np.asarray(F.center_crop(resized, crop).numpy())
+
+
+def thumbnail(jpeg: bytes, max_side_px: int) -> bytes:
+    """Return a stored JPEG no larger than `max_side_px` at either side, as a JPEG.
+
+    Raises:
+        ArtifactError: it does not decode.
+    """
+    try:
+        picture = decode_jpeg(torch.frombuffer(bytearray(jpeg), dtype=torch.uint8), mode=ImageReadMode.RGB)
+    except RuntimeError as error:
+        raise ArtifactError(f"a picture of the collection does not decode ({error}); `make verify` names it") from error
+    height, width = picture.shape[1:]
+    shrink = min(1.0, max_side_px / max(height, width))
+    size = [max(1, round(height * shrink)), max(1, round(width * shrink))]
+    return bytes(encode_jpeg(F.resize(picture, size, antialias=True), quality=THUMBNAIL_QUALITY).numpy())
 
 
 class PictureReader:

@@ -141,3 +141,38 @@ class EvaluateConfig:
             raise ValueError(f"cutoffs must lie in 1..depth={self.depth}, got {self.cutoffs}")
         if self.resamples < 100:
             raise ValueError(f"resamples must be 100 or more, got {self.resamples}")
+
+
+@dataclass
+class CompareConfig:
+    """Compare finished runs, with tests and pictures."""
+
+    paths: Paths = field(default_factory=Paths)
+    # Two or more systems: a run (`best`), seeds of one recipe (`best-0+best-1`), or a pattern of such (`best-*`).
+    runs: list[str] = field(default_factory=list)  # as told above; the first is the baseline
+    baseline: str = ""  # the one of `runs` that the others are compared with; the first where empty
+    pairs: str = "baseline"  # baseline: each other with it; all: every two
+    split: str = "test"  # val, test
+    name: str = ""  # of the directory under paths.runs/.comparisons; from the runs where empty
+    histogram: BackboneConfig = field(default_factory=BackboneConfig)  # colour floor of runs not judged yet
+    resamples: int = 10_000  # bootstrap samples for an interval
+    tags: int = 8  # shown that gained most, and as many that lost most
+    pictures: int = 6  # shown a tag and system; 0 shows none
+
+    def __post_init__(self) -> None:
+        problems = [] if len(self.runs) >= 2 else [f"runs must name two or more runs, got {self.runs}"]
+        problems += [] if not self.name or is_name(self.name) else [f"name must be a name, got '{self.name}'"]
+        choices = {"pairs": ("baseline", "all"), "split": ("val", "test")}
+        problems += [
+            f"{key} must be {' or '.join(allowed)}, got '{getattr(self, key)}'"
+            for key, allowed in choices.items()
+            if getattr(self, key) not in allowed
+        ]
+        ranges = {"resamples": (100, 10**6), "tags": (0, 100), "pictures": (0, 20)}
+        problems += [
+            f"{key} must lie in {low}..{high}, got {getattr(self, key)}"
+            for key, (low, high) in ranges.items()
+            if not low <= getattr(self, key) <= high
+        ]
+        if problems:
+            raise ValueError("; ".join(problems))
