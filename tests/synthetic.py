@@ -69,14 +69,21 @@ def records() -> list[Record]:
     return found
 
 
-def write_synthetic_collection(directory: Path, recipe: str = "synthetic", shards: list[list[Record]] | None = None):
-    """Seal a collection whose JPEGs are placeholders that no other image has."""
+def placeholder(record: Record) -> bytes:
+    """Bytes that no other image has, and that are no picture."""
+    return b"jpeg of " + record.image_id.encode()
+
+
+def write_synthetic_collection(
+    directory: Path, recipe: str = "synthetic", shards: list[list[Record]] | None = None, jpeg=placeholder
+):
+    """Seal a collection of placeholders, or of what `jpeg` makes of a record."""
     directory.mkdir(parents=True, exist_ok=True)
     names = []
     for number, shard in enumerate(shards or [records()]):
         writer = ShardWriter(directory, number)
         for record in shard:
-            writer.add_image(record, b"jpeg of " + record.image_id.encode())
+            writer.add_image(record, jpeg(record))
         writer.commit({"recipe": recipe, "consumed": len(shard), "duplicates": 0, "config": {}})
         names += [f"{number:05d}.parquet", f"{number:05d}.tar", f"refused/{number:05d}.jsonl"]
     facts = {"num_images": sum(map(len, shards or [records()]))}
@@ -104,10 +111,10 @@ def store_features(paths: Paths, backbone: BackboneConfig, noise: float, seed: i
     seal_store(store, cfg, feature_space(cfg, GATE), manifest)
 
 
-def write_line(root: Path) -> Paths:
+def write_line(root: Path, jpeg=placeholder) -> Paths:
     """Write everything that training reads below `root`."""
     paths = Paths(data=str(root / "data"), runs=str(root / "runs"))
-    write_synthetic_collection(paths.artifact("collection"))
+    write_synthetic_collection(paths.artifact("collection"), jpeg=jpeg)
     build(IndexConfig(paths=paths))
     embed(TagVectorsConfig(paths=paths, words=WordsConfig(name="carried")))
     store_features(paths, BACKBONE, noise=0.8)

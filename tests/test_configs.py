@@ -19,6 +19,7 @@ import features.extract
 import features.reduce  # noqa: F401
 import serve.__main__
 import serve.publish  # noqa: F401
+import train.compare
 import train.evaluate
 import train.fit  # noqa: F401 - importing a stage registers its schema
 from configs.artifacts import ArtifactError
@@ -41,7 +42,7 @@ from features.config import (
     WordsConfig,
 )
 from serve.config import PublishConfig, ServeConfig
-from train.config import OBJECTIVES, EvaluateConfig, TrainConfig
+from train.config import OBJECTIVES, CompareConfig, EvaluateConfig, TrainConfig
 
 ROOT = CONFIG_DIR.parent
 STAGES = {
@@ -52,6 +53,7 @@ STAGES = {
     "reduce": (ReduceConfig, ["pca=256"]),
     "train": (TrainConfig, []),
     "evaluate": (EvaluateConfig, []),
+    "compare": (CompareConfig, ["runs=[a,b]"]),
     "publish": (PublishConfig, []),
     "serve": (ServeConfig, []),
 }
@@ -201,6 +203,10 @@ def test_a_value_that_must_be_given_is_asked_for():
         ("image_features", "batch_size=-1", "got -1"),
         ("image_features", "device=tpu", "tpu"),
         ("evaluate", "split=train", "train"),
+        ("compare", "runs=[a]", r"runs must name two or more runs, got \['a'\]"),
+        ("compare", "pairs=some", "pairs must be baseline or all, got 'some'"),
+        ("compare", "name=../x", "name must be a name, got '../x'"),
+        ("compare", "pictures=50", r"pictures must lie in 0\.\.20, got 50"),
         ("serve", "port=70000", r"0\.\.65535 .*got 70000"),
     ],
 )
@@ -238,6 +244,10 @@ def test_there_is_a_yaml_for_every_objective():
 def test_an_empty_tag_separator_is_refused(source):
     with pytest.raises(ConfigError, match="tag_separator"):
         composed("crawl", f"source={source}", "source.path=x", "source.tag_separator=''")
+
+
+def test_seeds_and_patterns_of_runs_need_no_quotes():
+    assert composed("compare", "runs=[a-0+a-1,best-*]").runs == ["a-0+a-1", "best-*"]
 
 
 def test_several_problems_of_a_training_are_told_at_once():
@@ -345,7 +355,8 @@ def test_what_would_let_hydra_write_or_drop_a_key_is_refused(argument):
 
 README = (CONFIG_DIR.parent / "README.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(
-    r'make (crawl|tag_vectors|image_features|reduce|train|evaluate|publish|serve) (?:PORT=\d+ )?ARGS="([^"]+)"', README
+    r'make (crawl|tag_vectors|image_features|reduce|train|evaluate|compare|publish|serve) (?:PORT=\d+ )?ARGS="([^"]+)"',
+    README,
 )
 
 

@@ -131,7 +131,7 @@ def draw(found: Mapping[str, Any]) -> dict[str, str]:
     labelled = [
         (
             f"{title_of(row['question'])}, {METRIC_NAMES[row['metric']]}"
-            + (f": {row['system']} - {row['reference']}" if several else ""),
+            + (f": {row['system']} against {row['reference']}" if several else ""),
             row,
         )
         for row in found["differences"]

@@ -45,14 +45,13 @@ def p_value(p: float) -> str:
 
 def notes(found: Mapping[str, Any]) -> list[str]:
     """Return what a reader has to know of what was left out, and of single seeds."""
-    told = []
-    for question in found["questions"]:
-        if question["left_out"]:
-            told.append(
-                f"{title_of(question['name'])}: {question['left_out']} tags left out, on which not all were judged."
-            )
-        if question["absent"]:
-            told.append(f"{title_of(question['name'])}: not asked of {', '.join(question['absent'])}.")
+    counted = [f"{each['left_out']} of {title_of(each['name'])}" for each in found["questions"] if each["left_out"]]
+    told = [f"Tags left out, because not all were judged on them: {'; '.join(counted)}."] if counted else []
+    told += [
+        f"{title_of(each['name'])}: not asked of {', '.join(each['absent'])}."
+        for each in found["questions"]
+        if each["absent"]
+    ]
     told += [
         f"{title_of(name)} is left out: {', '.join(missing)} {'was' if len(missing) == 1 else 'were'} not asked it."
         for name, missing in found["not_shared"].items()

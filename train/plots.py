@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from xml.etree import ElementTree
 
@@ -20,7 +20,7 @@ INK = "#010203"  # stands for the page's own colour
 BETTER, WORSE = "#1f8f5f", "#d1502f"
 SERIES = ("#2f7fc1", "#d1502f", "#1f8f5f", "#9a6bc4", "#a87a1c", "#c2558f", "#5f7d8c", "#6f8a1f")
 DASHES = ("-", "--", "-.", ":")
-WIDTH_IN = 5.0
+WIDTH_IN = 4.6
 SVG = "{http://www.w3.org/2000/svg}"
 LINK = "{http://www.w3.org/1999/xlink}href"
 STYLE: dict[Any, Any] = {
@@ -41,17 +41,17 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def _draw(name: str, height_in: float, draw: Any) -> str:
+def _draw(name: str, label: str, height_in: float, draw: Callable[[Axes], None]) -> str:
     """Return the figure that `draw` puts on an axis, named so that several can stand in one page."""
     with rc_context({**STYLE, "svg.hashsalt": name}):
         figure = Figure(figsize=(WIDTH_IN, height_in), layout="constrained")
         draw(figure.add_subplot())
         stream = io.BytesIO()
         figure.savefig(stream, format="svg", metadata={"Date": None})
-    return inline(stream.getvalue(), name)
+    return inline(stream.getvalue(), name, label)
 
 
-def inline(svg: bytes, name: str) -> str:
+def inline(svg: bytes, name: str, label: str) -> str:
     """Return matplotlib's SVG as a part of a page: no style of its own, and no id that another figure has too.
 
     A page that allows no inline style still shows it, because styles become attributes.
@@ -73,7 +73,7 @@ def inline(svg: bytes, name: str) -> str:
             element.set("clip-path", path.replace("url(#", f"url(#{name}-"))
         for key, value in _declarations(element.attrib.pop("style", "")).items():
             element.set(key, "currentColor" if value == INK else value)
-    root.attrib = {"viewBox": root.attrib["viewBox"], "aria-hidden": "true", "focusable": "false"}
+    root.attrib = {"viewBox": root.attrib["viewBox"], "role": "img", "aria-label": label}
     return ElementTree.tostring(root, encoding="unicode")
 
 
@@ -90,6 +90,7 @@ def _declarations(style: str) -> dict[str, str]:
 
 
 def _look(systems: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return how the line of each system looks; dashes beside colours, for those who do not see these apart."""
     return {
         name: {"color": SERIES[at % len(SERIES)], "linestyle": DASHES[at % len(DASHES)]}
         for at, name in enumerate(systems)
@@ -105,18 +106,19 @@ def forest(rows: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
 
     def draw(axis: Axes) -> None:
         axis.axvline(0, color=INK, linewidth=0.8)
-        for place, (_, row) in enumerate(rows):
+        for place, (label, row) in enumerate(rows):
             colour = INK if not row["told_apart"] else BETTER if row["mean"] > 0 else WORSE
             if row["low"] is not None:
                 axis.plot([row["low"], row["high"]], [place, place], color=colour, linewidth=2)
             axis.plot([row["mean"]], [place], color=colour, marker="o" if row["told_apart"] else "D", markersize=5)
-        axis.set_yticks(range(len(rows)), [label for label, _ in rows])
-        axis.set_ylim(len(rows) - 0.5, -0.5)
-        axis.tick_params(axis="y", length=0)
-        axis.xaxis.set_major_locator(MaxNLocator(5))
+            axis.text(0, place - 0.3, label, transform=axis.get_yaxis_transform(), fontsize=9)
+        axis.set_ylim(len(rows) - 0.5, -0.9)
+        axis.set_yticks([])
+        axis.spines["left"].set_visible(False)
+        axis.xaxis.set_major_locator(MaxNLocator(6))
         axis.set_xlabel("difference (95 % interval)")
 
-    return _draw("forest", 0.75 + 0.3 * len(rows), draw)
+    return _draw("forest", "differences with their intervals", 0.8 + 0.42 * len(rows), draw)
 
 
 def curves(histories: Sequence[Mapping[str, Any]], systems: Sequence[str], column: str, label: str) -> str:
@@ -146,7 +148,7 @@ def curves(histories: Sequence[Mapping[str, Any]], systems: Sequence[str], colum
             axis.yaxis.set_minor_formatter(NullFormatter())
         axis.legend(loc="best", handlelength=3)
 
-    return _draw(column.replace("_", "-"), 3.2, draw)
+    return _draw(column.replace("_", "-"), f"{label} by epoch", 3.2, draw)
 
 
 def moved(movers: Sequence[Mapping[str, Any]], systems: Sequence[str], label: str) -> str:
@@ -156,11 +158,12 @@ def moved(movers: Sequence[Mapping[str, Any]], systems: Sequence[str], label: st
     def draw(axis: Axes) -> None:
         axis.axhline(0, color=INK, linewidth=0.8)
         for each in movers:
-            axis.plot(range(1, len(each["sorted"]) + 1), each["sorted"], label=each["system"], **look[each["system"]])
+            look_of = look[each["system"]] if len(movers) > 1 else {"color": INK}
+            axis.plot(range(1, len(each["sorted"]) + 1), each["sorted"], label=each["system"], **look_of)
         axis.set_xlabel("tags, by gain")
         axis.set_ylabel(label)
         axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         if len(movers) > 1:
             axis.legend(loc="best", handlelength=3)
 
-    return _draw("moved", 2.8, draw)
+    return _draw("moved", "differences of all tags, sorted", 2.8, draw)

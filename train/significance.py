@@ -37,7 +37,7 @@ def chunks(resamples: int, width: int) -> Iterator[int]:
         yield min(size, resamples - start)
 
 
-def sign_flip_p(differences: np.ndarray, rng: np.random.Generator, flips: int = SIGN_FLIPS) -> float:
+def sign_flip_p(differences: np.ndarray, rng: np.random.Generator, flips: int) -> float:
     """Paired permutation test of a mean: how often random signs give one as far from 0, two-sided.
 
     Fisher's randomisation test, as Smucker et al. (CIKM 2007) recommend it for retrieval: were both systems alike,
@@ -106,7 +106,8 @@ def paired_difference(
         return Difference(mean, -inf, inf, inf, 1.0, num_tags)
     drawn = bootstrap_differences(ours, theirs, resamples, rng)
     low, high = np.percentile(drawn, [50 * ALPHA, 100 - 50 * ALPHA])
-    return Difference(mean, float(low), float(high), float(drawn.std()), sign_flip_p(differences, rng), num_tags)
+    p = sign_flip_p(differences, rng, SIGN_FLIPS)
+    return Difference(mean, float(low), float(high), float(drawn.std()), p, num_tags)
 
 
 def holm(p: np.ndarray) -> np.ndarray:
@@ -144,12 +145,15 @@ def verdict(difference: Difference, corrected_p: float, comparisons: int) -> str
     if is_told_apart(difference, corrected_p):
         word, low, high = ("better", low, high) if mean > 0 else ("worse", -high, -low)
         return f"{word} by {abs(mean):.3f}, interval {low:.3f} to {high:.3f}"
-    if difference.standard_error == 0:
+    if difference.num_tags < 2:
+        return f"cannot be told apart (difference {mean:.3f} on one tag)"
+    if low == high == 0:
         return "cannot be told apart (equal on every tag)"
     detectable = smallest_detectable(difference, comparisons)
     notes = [f"difference {mean:.3f}, interval {low:.3f} to {high:.3f}"]
     if low > 0 or high < 0:
-        notes[0] += f", which does not hold against {comparisons} comparisons"
+        doubt = "the permutation test does not agree" if comparisons == 1 else f"not against {comparisons} comparisons"
+        notes[0] += f", but {doubt}"
     if detectable == inf:
         notes.append(f"{difference.num_tags} tags are too few for any difference to be seen")
     elif abs(mean) < detectable:
