@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from configs.artifacts import ArtifactError, Manifest, seal
 from configs.compose import ConfigError, Paths, resolved
+from train.compare import comparison_name
 from train.comparison import (
     bands_of,
-    baseline_of,
     differing_config,
     hubness,
     judge_bands,
@@ -27,8 +27,11 @@ from train.systems import (
     Judged,
     System,
     align,
+    baseline_of,
     config_difference,
     members_of,
+    name_systems,
+    open_systems,
     require_one_index,
     require_one_recipe,
     shared_name,
@@ -69,7 +72,7 @@ def asked(name="gallery", **values):
     num_tags = next(iter(arrays.values())).shape[1]
     counts = np.full(num_tags, 5)
     answers = {system: {"map": rows, "auc": rows} for system, rows in arrays.items()}
-    return Asked(name, [f"tag {at}" for at in range(num_tags)], counts, counts, answers, 0)
+    return Asked(name, [f"tag {at}" for at in range(num_tags)], counts, answers, 0)
 
 
 @pytest.fixture(scope="module")
@@ -147,11 +150,11 @@ def test_values_of_seeds_share_a_cell(tmp_path):
     }
 
 
-def test_seeds_of_one_system_may_differ_in_nothing_else(tmp_path):
-    members = [member(tmp_path / "a", [], "s-0", margin=0.3), member(tmp_path / "b", [], "s-1", seed=1, margin=0.5)]
+def test_seeds_of_one_system_may_differ_in_nothing_else():
+    one, other = run_manifest(margin=0.3), run_manifest(seed=1, margin=0.5)
     with pytest.raises(ArtifactError, match=r"'s' .* s-0, s-1 have margin=0\.3, 0\.5\. .* runs=\[s-0,s-1\]"):
-        require_one_recipe("s", members)
-    require_one_recipe("s", [members[0], replace(members[0], run=run_manifest(seed=9, margin=0.3))])
+        require_one_recipe("s", {"s-0": one, "s-1": other})
+    require_one_recipe("s", {"s-0": one, "s-1": run_manifest(seed=9, margin=0.3)})
 
 
 @pytest.mark.parametrize(("other", "named"), [(("i", "c2"), "collection"), (("i2", "c"), "index")])
@@ -221,14 +224,30 @@ def test_each_system_meets_the_baseline_or_every_other():
     assert pairs_of(["a", "b", "c"], "b", "all") == [("a", "b"), ("c", "b"), ("c", "a")]
 
 
-def test_the_baseline_may_be_named_as_given_or_as_shown(tmp_path):
-    systems = [System("a", ()), System("best", ())]
+def test_the_baseline_may_be_named_as_given_or_as_shown():
     cfg = CompareConfig(runs=["a", "best-*"])
-    assert baseline_of(cfg, systems) == "a"
-    assert baseline_of(replace(cfg, baseline="best-*"), systems) == "best"
-    assert baseline_of(replace(cfg, baseline="best"), systems) == "best"
-    with pytest.raises(ConfigError, match="baseline must be one of a, best, got 'worst'"):
-        baseline_of(replace(cfg, baseline="worst"), systems)
+    assert baseline_of(cfg, ["a", "best"]) == "a"
+    assert baseline_of(replace(cfg, baseline="best-*"), ["a", "best"]) == "best"
+    assert baseline_of(replace(cfg, baseline="best"), ["a", "best"]) == "best"
+
+
+def test_a_baseline_that_is_not_compared_is_refused_before_anything_is_opened():
+    with pytest.raises(ConfigError, match="baseline must be one of a, b, got 'worst'"):
+        open_systems(CompareConfig(runs=["a", "b"], baseline="worst"))
+
+
+def test_patterns_that_share_a_name_are_told_apart_by_themselves(runs):
+    named = name_systems(CompareConfig(paths=runs, runs=["best-?", "best-1+best-10"]))
+    assert named == {"best-?": ["best-0", "best-1"], "best-1+best-10": ["best-1", "best-10"]}
+    cfg = CompareConfig(runs=["x", "y"])
+    assert comparison_name(cfg, [System(name, ()) for name in named]) == "best---vs-best-1-best-10"
+
+
+def test_a_question_of_one_tag_has_means_without_an_interval_and_no_verdict():
+    single = asked(a=[0.1], b=[0.9])
+    assert means(single)["a"]["map"]["low"] is None
+    (row,) = judge_pairs([single], [("b", "a")], 100)
+    assert (row["low"], row["detectable"], row["told_apart"]) == (None, None, False)
 
 
 def test_means_are_over_tags_and_the_spread_over_seeds():

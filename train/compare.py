@@ -22,7 +22,7 @@ from configs.artifacts import (
     remove_partials,
     seal,
 )
-from configs.compose import recipe_config, register, resolved, run_stage
+from configs.compose import is_name, recipe_config, register, resolved, run_stage
 from crawl.shards import Collection
 from features.inverted_index import open_index
 from train.comparison import compared
@@ -39,8 +39,10 @@ MAX_NAME_CHARS = 100
 
 def comparison_name(cfg: CompareConfig, systems: Sequence[System]) -> str:
     """Return the name of the directory: that asked for, else of the systems, and of a split other than test."""
-    name = "-vs-".join(system.name.replace("+", "-") for system in systems)
-    name = cfg.name or f"{name}{'' if cfg.split == 'test' else f'-{cfg.split}'}"
+    if cfg.name:
+        return cfg.name
+    shown = "-vs-".join(system.name for system in systems) + ("" if cfg.split == "test" else f"-{cfg.split}")
+    name = "".join(letter if is_name(f"_{letter}") else "-" for letter in shown)  # of patterns, where two share a name
     return name if len(name) <= MAX_NAME_CHARS else f"{name[:80]}-{digest(name)[:8]}"
 
 
@@ -56,7 +58,7 @@ def require_same_runs(directory: Path, earlier: Manifest, cfg: CompareConfig) ->
 
 def compare(cfg: CompareConfig) -> Path:
     """Compare runs and return the comparison's directory. Callable from tests without Hydra."""
-    log.info("comparing %s on %s; runs that are not evaluated yet are evaluated now", ", ".join(cfg.runs), cfg.split)
+    log.info("comparing %s on %s", ", ".join(cfg.runs), cfg.split)
     systems = open_systems(cfg)
     index, index_manifest = open_index(cfg.paths)
     collection = Collection(cfg.paths.artifact("collection"))

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from configs.compose import ConfigError
 from crawl.records import TEST, TRAIN, VAL
 from features.inverted_index import InvertedIndex
 from train.config import CompareConfig
@@ -22,7 +21,6 @@ from train.galleries import query_name
 from train.metrics import interval
 from train.significance import (
     ALPHA,
-    Difference,
     holm,
     is_told_apart,
     paired_difference,
@@ -34,6 +32,7 @@ from train.systems import (
     Asked,
     System,
     align,
+    baseline_of,
     config_difference,
     read_history,
     relevant_images,
@@ -72,7 +71,7 @@ def means(asked: Asked) -> dict[str, dict[str, Any]]:
             by_seed = values[metric].mean(axis=1)
             each = interval(values[metric].mean(axis=0), resamples=2000)
             spread = float(by_seed.std(ddof=1)) if len(by_seed) > 1 else None
-            found[system][metric] = {"mean": each.mean, "low": each.low, "high": each.high, "spread": spread}
+            found[system][metric] = {**finite(vars(each)), "spread": spread}
     return found
 
 
@@ -93,7 +92,7 @@ def judge_pairs(asked: Sequence[Asked], pairs: Sequence[tuple[str, str]], resamp
                 "system": system,
                 "reference": reference,
                 "metric": metric_of(each.name),
-                **as_json(difference),
+                **finite(vars(difference)),
                 "corrected_p": p,
                 "detectable": detectable if isfinite(detectable) else None,
                 "told_apart": is_told_apart(difference, p),
@@ -103,9 +102,9 @@ def judge_pairs(asked: Sequence[Asked], pairs: Sequence[tuple[str, str]], resamp
     return rows
 
 
-def as_json(difference: Difference) -> dict[str, Any]:
-    """Return a difference as JSON has it, which knows no infinity."""
-    return {key: value if isfinite(value) else None for key, value in vars(difference).items()}
+def finite(values: Mapping[str, float]) -> dict[str, float | None]:
+    """Return numbers as JSON has them, which knows no infinity: the bounds of a single tag."""
+    return {key: value if isfinite(value) else None for key, value in values.items()}
 
 
 def bands_of(frequency: np.ndarray) -> list[np.ndarray]:
@@ -130,9 +129,9 @@ def judge_bands(
         differences = []
         for system, reference in pairs:
             ours, theirs = (asked.values[each][metric][:, at] for each in (system, reference))
-            found = as_json(paired_difference(ours, theirs, resamples))
-            share = found["mean"] * len(at) / len(asked.tags)
-            differences.append({"system": system, "reference": reference, "share": share, **found})
+            found = paired_difference(ours, theirs, resamples)
+            share = found.mean * len(at) / len(asked.tags)
+            differences.append({"system": system, "reference": reference, "share": share, **finite(vars(found))})
         rows.append(
             {
                 "band": name,
@@ -208,7 +207,7 @@ def judge_hubs(asked: Asked, systems: Sequence[System], lists: Lists, gallery: i
         each = [hubness(lists[run], queries, gallery) for run in system.runs]
         found[system.name] = {key: float(np.mean([seed[key] for seed in each])) for key in each[0]}
         found[system.name]["spread"] = float(np.std([seed["skew"] for seed in each], ddof=1)) if len(each) > 1 else None
-    depth = min(HUB_DEPTH, gallery)
+    depth = max(len(lists[run][query]) for system in systems for run in system.runs for query in queries)
     return {
         "depth": depth,
         "gallery": gallery,
@@ -223,20 +222,10 @@ def histories(systems: Sequence[System], cfg: CompareConfig) -> list[dict[str, A
     return [{"system": name, "run": run, **read_history(cfg.paths.run(run))} for name, run in runs]
 
 
-def baseline_of(cfg: CompareConfig, systems: Sequence[System]) -> str:
-    """Return the name of the system that the others are compared with."""
-    if not cfg.baseline:
-        return systems[0].name
-    found = [s.name for text, s in zip(cfg.runs, systems, strict=True) if cfg.baseline in (text, s.name)]
-    if not found:
-        raise ConfigError(f"baseline must be one of {', '.join(s.name for s in systems)}, got '{cfg.baseline}'")
-    return found[0]
-
-
 def compared(cfg: CompareConfig, systems: Sequence[System], index: InvertedIndex) -> dict[str, Any]:
     """Compare systems on everything they were judged on; return what `comparison.json` holds."""
     asked, absent = align(systems)
-    baseline = baseline_of(cfg, systems)
+    baseline = baseline_of(cfg, [system.name for system in systems])
     pairs = pairs_of([system.name for system in systems], baseline, cfg.pairs)
     train_images = index.split_frequency(TRAIN)
     frequency = {each.name: np.array([train_images[index.tag_row(tag)] for tag in each.tags]) for each in asked}

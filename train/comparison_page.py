@@ -96,10 +96,12 @@ def page(found: Mapping[str, Any], pictures: Mapping[str, Picture]) -> str:
         "minus": minus,
         "p": p_value,
     }
+    systems = [system["name"] for system in found["systems"]]
     style = (TEMPLATES / "comparison.css").read_text(encoding="utf-8")
     return environment.get_template("comparison.html").render(
         found=found,
-        systems=[system["name"] for system in found["systems"]],
+        systems=systems,
+        subject=f"{', '.join(name for name in systems if name != found['baseline'])} against {found['baseline']}",
         headings=headings(found),
         pictures=pictures,
         plots={name: Markup(svg) for name, svg in draw(found).items()},  # noqa: S704 - matplotlib escapes

@@ -60,7 +60,6 @@ class Asked:
     name: str
     tags: list[str]
     num_relevant: np.ndarray  # (T,) int64
-    num_candidates: np.ndarray  # (T,) int64
     values: dict[str, dict[str, np.ndarray]]  # system -> metric -> (S, T)
     left_out: int  # tags that only some of these systems were judged on
 
@@ -125,13 +124,12 @@ def config_difference(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, dic
     return {key: row for key, row in rows.items() if any(value != next(iter(row.values())) for value in row.values())}
 
 
-def require_one_recipe(name: str, members: Sequence[Judged]) -> None:
+def require_one_recipe(name: str, runs: Mapping[str, Manifest]) -> None:
     """Refuse a system whose runs differ in more than their seed."""
-    differing = config_difference({member.name: member.run.config for member in members})
+    differing = config_difference({run: manifest.config for run, manifest in runs.items()})
     other = {key: row for key, row in differing.items() if key not in ANY_RECIPE}
     if other:
         told = "; ".join(f"{key}={', '.join(map(str, row.values()))}" for key, row in other.items())
-        runs = [member.name for member in members]
         raise ArtifactError(
             f"'{name}' should be seeds of one recipe, but {', '.join(runs)} have {told}. "
             f"Compare them as systems of their own: runs=[{','.join(runs)}]"
@@ -161,44 +159,72 @@ def evaluate_options(cfg: CompareConfig, run: str) -> EvaluateConfig:
     return EvaluateConfig(**{**options, "paths": cfg.paths, "run": run, "split": cfg.split})
 
 
-def judged(cfg: CompareConfig, run: str) -> Judged:
-    """Open a run with its evaluation, which is made where it is missing or older than its inputs.
+def open_finished(paths: Paths, run: str) -> Manifest:
+    """Return the manifest of a finished run; the error names the runs that may have been meant."""
+    make = f'make train ARGS="run={run}"'
+    if seeds := [name for name in finished_runs(Path(paths.runs)) if name.startswith(run) and name != run]:
+        make += f"` or compare its seeds {', '.join(seeds)} by the pattern `{run}*"
+    return open_artifact(paths.run(run), "run", make=make)
+
+
+def judged(cfg: CompareConfig, run: str, manifest: Manifest) -> Judged:
+    """Return a run with its evaluation, which is made where it is missing or older than its inputs.
 
     Raises:
-        ArtifactError: no such run, or data it does not fit to.
+        ArtifactError: data that the run does not fit to.
     """
-    make = f'make train ARGS="run={run}"'
-    if seeds := [name for name in finished_runs(Path(cfg.paths.runs)) if name.startswith(run) and name != run]:
-        make += f"` or compare its seeds {', '.join(seeds)} by the pattern `{run}*"
-    manifest = open_artifact(cfg.paths.run(run), "run", make=make)
     options = evaluate_options(cfg, run)
-    earlier = read_manifest(options.paths.run(run) / "evaluation" / cfg.split)
+    earlier = read_manifest(cfg.paths.run(run) / "evaluation" / cfg.split)
+    if earlier is None:
+        log.info("evaluating run=%s on %s first", run, cfg.split)
     with quiet("train.evaluate"):
         directory = evaluate(options)
     evaluation = open_artifact(directory, "evaluation", make=f'make evaluate ARGS="run={run} split={cfg.split}"')
-    if earlier is None or earlier.seal != evaluation.seal:
-        log.info("evaluated run=%s on %s: its evaluation was %s", run, cfg.split, "stale" if earlier else "missing")
+    if earlier is not None and earlier.seal != evaluation.seal:
+        log.info("evaluated run=%s on %s anew, because its inputs had changed", run, cfg.split)
     return Judged(run, manifest, evaluation, directory)
 
 
-def open_systems(cfg: CompareConfig) -> list[System]:
-    """Open what is compared, in the order given.
+def name_systems(cfg: CompareConfig) -> dict[str, list[str]]:
+    """Return system -> its runs, in the order given.
 
     Raises:
-        ArtifactError: a run is missing, a system is no one recipe, or evaluations are of different indexes.
-        ConfigError: a system is named twice.
+        ArtifactError: a pattern that no run fits.
+        ConfigError: a system is named twice, or the baseline is none of them.
     """
     groups = [members_of(text, cfg.paths) for text in cfg.runs]
     names = [shared_name(group) for group in groups]
     names = [name if names.count(name) == 1 else text for name, text in zip(names, cfg.runs, strict=True)]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(f"runs names {', '.join(twice)} twice; a run compared with itself tells nothing")
-    opened = {run: judged(cfg, run) for run in dict.fromkeys(run for group in groups for run in group)}
-    systems = [System(name, tuple(opened[run] for run in group)) for name, group in zip(names, groups, strict=True)]
-    for system in systems:
-        require_one_recipe(system.name, system.members)
-    require_one_index([member for system in systems for member in system.members])
-    return systems
+    baseline_of(cfg, names)
+    return dict(zip(names, groups, strict=True))
+
+
+def baseline_of(cfg: CompareConfig, names: Sequence[str]) -> str:
+    """Return the system that the others are compared with; it may be given as in `runs` or as it is shown."""
+    if not cfg.baseline:
+        return names[0]
+    found = [name for text, name in zip(cfg.runs, names, strict=True) if cfg.baseline in (text, name)]
+    if not found:
+        raise ConfigError(f"baseline must be one of {', '.join(names)}, got '{cfg.baseline}'")
+    return found[0]
+
+
+def open_systems(cfg: CompareConfig) -> list[System]:
+    """Open what is compared, in the order given; whatever can be refused is refused before the first evaluation.
+
+    Raises:
+        ArtifactError: a run is missing, a system is no one recipe, or evaluations are of different indexes.
+        ConfigError: see `name_systems`.
+    """
+    named = name_systems(cfg)
+    manifests = {run: open_finished(cfg.paths, run) for runs in named.values() for run in runs}
+    for name, runs in named.items():
+        require_one_recipe(name, {run: manifests[run] for run in runs})
+    opened = {run: judged(cfg, run, manifest) for run, manifest in manifests.items()}
+    require_one_index(list(opened.values()))
+    return [System(name, tuple(opened[run] for run in runs)) for name, runs in named.items()]
 
 
 def require_one_index(members: Sequence[Judged]) -> None:
@@ -214,7 +240,8 @@ def require_one_index(members: Sequence[Judged]) -> None:
                 )
 
 
-Rows = dict[str, dict[str, dict[str, str]]]  # question -> tag -> row of per_tag.csv
+Row = dict[str, str]  # of per_tag.csv
+Rows = dict[str, dict[str, Row]]  # question -> tag -> row
 
 
 def per_tag(member: Judged) -> Rows:
@@ -263,26 +290,29 @@ def shared_tags(found: Sequence[Mapping[str, object]]) -> tuple[list[str], int]:
 
 def read_asked(question: str, tags: list[str], left_out: int, present: Mapping[str, Sequence[Rows]]) -> Asked:
     """Take a question's values out of the rows of its systems."""
-    first = next(iter(present.values()))[0][question]
-    for name, found in present.items():
-        for each in found:
-            for tag in tags:
-                sizes = [(row["num_relevant"], row["num_candidates"]) for row in (first[tag], each[question][tag])]
-                if sizes[0] != sizes[1]:
-                    raise ArtifactError(
-                        f"'{tag}' has {sizes[0][0]} relevant of {sizes[0][1]} images in {question} of "
-                        f"{next(iter(present))}, and {sizes[1][0]} of {sizes[1][1]} of {name}: these are other "
-                        "galleries. Run `make evaluate` for both, then compare again."
-                    )
+    rows = {name: [each[question] for each in found] for name, found in present.items()}
+    first = next(iter(rows.values()))[0]
+    for name, seeds in rows.items():
+        for seed in seeds:
+            require_one_gallery(question, (next(iter(rows)), first), (name, seed), tags)
     values = {
-        name: {
-            metric: np.array([[float(each[question][tag][metric]) for tag in tags] for each in found])
-            for metric in METRICS
-        }
-        for name, found in present.items()
+        name: {metric: np.array([[float(seed[tag][metric]) for tag in tags] for seed in seeds]) for metric in METRICS}
+        for name, seeds in rows.items()
     }
-    sizes_of = {key: np.array([int(first[tag][key]) for tag in tags]) for key in ("num_relevant", "num_candidates")}
-    return Asked(question, tags, sizes_of["num_relevant"], sizes_of["num_candidates"], values, left_out)
+    return Asked(question, tags, np.array([int(first[tag]["num_relevant"]) for tag in tags]), values, left_out)
+
+
+def require_one_gallery(
+    question: str, one: tuple[str, Mapping[str, Row]], other: tuple[str, Mapping[str, Row]], tags: Sequence[str]
+) -> None:
+    """Refuse evaluations in which a tag has other images to find, or others to find them among."""
+    for tag in tags:
+        (r1, c1), (r2, c2) = ((rows[tag]["num_relevant"], rows[tag]["num_candidates"]) for _, rows in (one, other))
+        if (r1, c1) != (r2, c2):
+            raise ArtifactError(
+                f"'{tag}' has {r1} relevant of {c1} images in {question} of {one[0]}, and {r2} of {c2} of {other[0]}: "
+                "these are other galleries. Run `make evaluate` for both, then compare again."
+            )
 
 
 def top_lists(member: Judged, question: str, depth: int) -> dict[str, list[str]]:
