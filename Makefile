@@ -14,7 +14,7 @@ SERVE := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(PYTHON) -m serve
 SAMPLE := paths.data=data/sample paths.runs=runs/sample
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help demo sample serve crawl index tag_vectors image_features reduce features train evaluate publish verify bench \
+.PHONY: help demo sample serve crawl index tag_vectors image_features reduce features train evaluate reverse publish verify bench \
 	test lint format lock clean
 
 help: ## list the targets
@@ -62,6 +62,9 @@ train: $(READY) ## fit the two towers: ARGS="objective=hinge margin=0.3 run=wide
 
 evaluate: $(READY) ## judge a run and its floors: ARGS="run=wide"
 	@$(PYTHON) -m train.evaluate $(ARGS)
+
+reverse: $(READY) ## judge reverse image search by class: ARGS="classes=labels run=wide"
+	@$(PYTHON) -m train.reverse $(ARGS)
 
 publish: $(READY) ## embed all images with a run: ARGS="run=wide"
 	@$(PYTHON) -m serve.publish $(ARGS)

@@ -20,7 +20,8 @@ import features.reduce  # noqa: F401
 import serve.__main__
 import serve.publish  # noqa: F401
 import train.evaluate
-import train.fit  # noqa: F401 - importing a stage registers its schema
+import train.fit
+import train.reverse  # noqa: F401 - importing a stage registers its schema
 from configs.artifacts import ArtifactError
 from configs.compose import (
     CONFIG_DIR,
@@ -41,7 +42,7 @@ from features.config import (
     WordsConfig,
 )
 from serve.config import PublishConfig, ServeConfig
-from train.config import OBJECTIVES, EvaluateConfig, TrainConfig
+from train.config import OBJECTIVES, EvaluateConfig, ReverseConfig, TrainConfig
 
 ROOT = CONFIG_DIR.parent
 STAGES = {
@@ -52,6 +53,7 @@ STAGES = {
     "reduce": (ReduceConfig, ["pca=256"]),
     "train": (TrainConfig, []),
     "evaluate": (EvaluateConfig, []),
+    "reverse": (ReverseConfig, []),
     "publish": (PublishConfig, []),
     "serve": (ServeConfig, []),
 }

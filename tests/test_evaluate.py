@@ -27,8 +27,9 @@ from tests.synthetic import (
     write_synthetic_collection,
 )
 from train.batches import is_withheld
-from train.evaluate import evaluate, histogram_features, judgements
+from train.evaluate import evaluate, histogram_features
 from train.fit import fit
+from train.galleries import judgements
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from urllib.parse import quote
 
 import numpy as np
-import pyarrow as pa
 import torch
 from tqdm import tqdm
 
@@ -32,7 +31,7 @@ from configs.artifacts import (
 from configs.compose import recipe_config, register, resolved, run_stage
 from crawl.records import TEST, TRAIN, VAL
 from crawl.shards import RELATIONS_FILE, Collection
-from crawl.tags import normalise_tag, read_relations
+from crawl.tags import read_relations
 from features.config import FeatureSpaceConfig
 from features.image_features import open_features
 from features.inverted_index import InvertedIndex
@@ -44,6 +43,7 @@ from train.galleries import (
     Question,
     answer,
     gallery_question,
+    judgements,
     label_question,
     mean_average_precision,
     random_answer,
@@ -125,24 +125,6 @@ def questions(inputs: Inputs, split: int, withhold: float, collection: Collectio
     plurals = read_relations(collection.directory / RELATIONS_FILE)["plural"]
     asked.append(label_question(index, split, seen, labels, plurals))
     return [question for question in asked if len(question.tag_rows)]
-
-
-def judgements(
-    collection: Collection, index: InvertedIndex, gallery: np.ndarray
-) -> tuple[np.ndarray, dict[int, set[str]]]:
-    """Return the kinds (C,) of a gallery's images, and image row -> labels; empty for images taken down since."""
-    table = collection.table(["kind", "labels", "offset"])
-    ids = np.array(table.column("image_id").to_pylist(), dtype="S16")
-    asked = index.image_ids[gallery]  # ascending
-    at = np.minimum(np.searchsorted(asked, ids), len(asked) - 1)
-    wanted = (asked[at] == ids) & (table.column("offset").to_numpy() >= 0)
-    rows = table.select(["kind", "labels"]).filter(pa.array(wanted)).to_pylist()
-    kinds = np.full(len(gallery), "", dtype=object)
-    labels: dict[int, set[str]] = {int(row): set() for row in gallery}
-    for place, row in zip(at[wanted].tolist(), rows, strict=True):
-        kinds[place] = row["kind"] or ""
-        labels[int(gallery[place])] = {normalise_tag(label) for label in row["labels"] or ()}
-    return kinds, labels
 
 
 def judge(question: Question, systems: Systems, cfg: EvaluateConfig, directory: Path) -> tuple[Answers, list[str]]:
