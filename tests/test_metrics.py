@@ -10,7 +10,7 @@ import pytrec_eval
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.metrics import at_cutoffs, auc, average_precision, interval, random_order
+from train.metrics import at_cutoffs, auc, average_precision, curves, interval, random_curves, random_order
 from train.ranking import strictly_falling
 
 CUTOFFS = (1, 3, 5, 20)
@@ -100,6 +100,31 @@ def test_auc_is_the_share_of_pairs_in_the_right_order(num_candidates, data):
 @pytest.mark.parametrize(("ranks", "expected"), [([1, 2], 1.0), ([3, 4], 0.0), ([1, 4], 0.5)])
 def test_auc_by_hand(ranks, expected):
     assert auc(np.array(ranks), 4) == expected
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [("map", "AP"), ("recall", "R")])
+def test_curves_are_those_of_trec_eval_at_every_k(ours, theirs):
+    run, qrels = some_run(seed=4)
+    measures = {k: ir_measures.parse_measure(f"{theirs}@{k}") for k in range(1, 16)}
+    expected = {(m.query_id, m.measure): m.value for m in ir_measures.iter_calc(list(measures.values()), qrels, run)}
+    for query in run:
+        found = curves(np.flatnonzero(hits_of(run, qrels, query)) + 1, 15)[ours]
+        assert found.tolist() == pytest.approx([expected[query, measures[k]] for k in range(1, 16)])
+
+
+def test_curves_by_hand_have_both_denominators():
+    found = curves(np.array([5, 1, 9]), depth=6)  # the third is beyond the last k
+    assert found["map"].tolist() == pytest.approx([1 / 3] * 4 + [(1 + 2 / 5) / 3] * 2)
+    assert found["map_capped"].tolist() == pytest.approx([1, 1 / 2, 1 / 3, 1 / 3, 1.4 / 3, 1.4 / 3])
+    assert found["recall"].tolist() == pytest.approx([1 / 3] * 4 + [2 / 3] * 2)
+
+
+@pytest.mark.parametrize(("num_relevant", "num_candidates"), [(1, 6), (3, 7), (6, 6)])
+def test_curves_of_chance_are_the_average_over_all_orders(num_relevant, num_candidates):
+    places = itertools.combinations(range(1, num_candidates + 1), num_relevant)
+    every = [curves(np.array(each), num_candidates) for each in places]
+    for metric, found in random_curves(num_relevant, num_candidates, num_candidates).items():
+        assert found.tolist() == pytest.approx(np.mean([each[metric] for each in every], axis=0).tolist())
 
 
 def exhaustive(num_relevant, num_candidates, cutoffs):

@@ -41,7 +41,7 @@ from train.baselines import unit_rows
 from train.classes import Classes, Judged, classes_of, draw_queries, judge, random_answers, ranked_answers
 from train.config import ReverseConfig
 from train.metrics import CURVES, interval
-from train.plots import Line, Panel, svg
+from train.panels import Line, Panel, svg
 from train.ranking import Scorer
 from train.report import TRAINED
 from train.runs import features_of, open_run
@@ -51,6 +51,7 @@ log = logging.getLogger(__name__)
 REVERSE_VERSION = 1  # raised when the same features would get other numbers
 TABLE = "table.txt"
 RANDOM = "random"
+POINTS = 120  # of a drawn curve
 HEADINGS = {"map": "mAP@k by R", "map_capped": "mAP@k by min(R, k)", "recall": "mAR@k"}
 
 
@@ -230,10 +231,10 @@ def per_query_csv(judged: Mapping[str, Judged], image_ids: list[str]) -> str:
 
 def curves_svg(judged: Mapping[str, Judged], metrics: Mapping[str, Any], cutoffs: list[int], depth: int) -> str:
     """Draw the curves, with intervals at the cut-offs."""
-    k = np.arange(1, depth + 1)
+    k = np.unique(np.geomspace(1, depth, POINTS).round().astype(int))
     panels = []
     for metric, heading in HEADINGS.items():
-        lines = [Line(name, k, each.curves[metric]) for name, each in judged.items()]
+        lines = [Line(name, k, each.curves[metric][k - 1]) for name, each in judged.items()]
         for name, found in metrics["systems"].items():
             mean, low, high = ([found[f"{metric}@{cut}"][end] for cut in cutoffs] for end in ("mean", "low", "high"))
             lines.append(Line(name, cutoffs, mean, low, high))

@@ -1,4 +1,4 @@
-"""Plots as SVG that stands alone or inside a page, and is legible on light and dark ground."""
+"""Panels of lines as SVG that stands alone or inside a page, and is legible on light and dark ground."""
 
 from __future__ import annotations
 
@@ -60,9 +60,10 @@ def svg(panels: Sequence[Panel], title: str) -> str:
         figure.patch.set_visible(False)
         for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
             _draw(axes, panel, labels)
-        handles = {
-            name: handle for axes in figure.axes for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)
-        }
+        handles: dict[str, Any] = {}
+        for axes in figure.axes:
+            for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
+                handles.setdefault(name, handle)
         figure.legend([handles[name] for name in labels], labels, loc="outside lower center", ncols=4, frameon=False)
         stream = io.StringIO()
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
@@ -87,6 +88,7 @@ def _draw(axes: Axes, panel: Panel, labels: list[str]) -> None:
         axes.errorbar(line.x, line.y, reach, color=colour, fmt="o", markersize=3, linewidth=1, label=line.label)
     if panel.log_x:
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:g}")
     axes.set(title=panel.title, xlabel=panel.x_label, ylabel=panel.y_label)
     axes.grid(color=INK, alpha=0.15, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
