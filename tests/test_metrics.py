@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from train.metrics import at_cutoffs, auc, average_precision, curves, interval, random_curves, random_order
-from train.ranking import strictly_falling
+from train.ranking import ranks_of, strictly_falling, top_k
 
 CUTOFFS = (1, 3, 5, 20)
 TREC = {"map": "map_cut", "precision": "P", "recall": "recall", "hit_rate": "success", "ndcg": "ndcg_cut"}
@@ -83,6 +83,38 @@ def test_average_precision_over_the_whole_ranking_is_that_of_trec_eval():
     for query in run:
         ranks = np.flatnonzero(hits_of(run, qrels, query)) + 1
         assert average_precision(ranks) == pytest.approx(theirs[query])
+
+
+# Scores, relevant rows, and what trec_eval 9.0.8 (pytrec_eval 0.5) gave for the order best first, equal scores by
+# ascending row: map, recip_rank, map_cut_3, P_3, recall_3, success_3, ndcg_cut_3.
+STORED = {
+    "tied": ([0.5, 0.9, 0.5, 0.9, 0.1], [0, 3], [0.5833333333, 0.5, 0.5833333333, 0.6666666667, 1, 1, 0.6934264036]),
+    "all tied": ([0.2] * 5, [1, 4], [0.45, 0.5, 0.25, 0.3333333333, 0.5, 1, 0.3868528072]),
+    "one relevant": ([0.1, 0.4, 0.3, 0.9, 0.2], [2], [*[0.3333333333] * 4, 1, 1, 0.5]),
+    "all relevant": ([0.3, 0.1, 0.2], [0, 1, 2], [1, 1, 1, 1, 1, 1, 1]),
+    "beyond the cut-off": ([0.8, 0.7, 0.6, 0.5, 0.4, 0.3], [4, 5], [0.2666666667, 0.2, 0, 0, 0, 0, 0]),
+    "more relevant than the cut-off": (
+        [0.6, 0.5, 0.4, 0.3, 0.2, -0.1],
+        [0, 1, 3, 4, 5],
+        [0.8766666667, 1, 0.4, 0.6666666667, 0.4, 1, 0.765360637],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", STORED)
+def test_scores_become_the_values_that_trec_eval_gave(case):
+    scores, relevant, expected = STORED[case]
+    scores = np.array(scores, dtype=np.float32)
+    best = top_k(scores, 3)
+    run = {"q": {f"d{row}": float(score) for row, score in zip(best, strictly_falling(scores[best]), strict=True)}}
+    values = at_cutoffs(run, {"q": {f"d{row}": 1 for row in relevant}}, [3])
+    whole = ranks_of(scores, np.array(relevant))
+    mrr = 1 / whole.min()  # the run holds the best three alone
+    names = ("map@3", "precision@3", "recall@3", "hit_rate@3", "ndcg@3")
+    found = [average_precision(whole), mrr, *(values[name]["q"] for name in names)]
+    assert found == pytest.approx(expected, abs=1e-9)
+    at_k = curves(whole, 3)
+    assert [at_k["map"][-1], at_k["recall"][-1]] == pytest.approx([expected[2], expected[4]], abs=1e-9)
 
 
 def test_average_precision_by_hand_whatever_the_order_of_ranks():

@@ -219,12 +219,10 @@ def _facts(counts: Counts) -> dict[str, float | int]:
 def table(summary: Mapping[str, Any]) -> str:
     """Return the terminal's table of what scores promise and what test has."""
     fitted, judged = summary["fitted_on"], summary["judged_on"]
-    errors = (judged[name] for name in (ECE, "brier", "brier_of_the_share"))
     lines = [
         f"\ncalibration: {fitted['num_results']} results of {fitted['num_tags']} tags on val, "
-        f"{fitted['share_right']:.1%} right; on test {ECE} {{:.4f}}, Brier {{:.4f}} (of the bare share {{:.4f}})".format(
-            *errors
-        ),
+        f"{fitted['share_right']:.1%} right; on test {ECE} {judged[ECE]:.4f}, Brier {judged['brier']:.4f} "
+        f"(of the bare share {judged['brier_of_the_share']:.4f})",
         f"{'promised right':16}{'from score':>12}{'right on test (95 % interval)':>32}{'of all right ones kept':>24}",
     ]
     for row in summary["promises"]:
