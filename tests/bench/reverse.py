@@ -75,7 +75,10 @@ def main() -> None:
             data = str(Path(temporary) / options.folder.name)
             bring_in(options.folder, data)
             named.append((data, "tags"))
-        figures = {Path(data).name: figures_of(judged(data, classes, options.queries)) for data, classes in named}
+        figures = {
+            f"{Path(data).name} by {classes}": figures_of(judged(data, classes, options.queries))
+            for data, classes in named
+        }
     finish("reverse", {}, figures)
 
 
