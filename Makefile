@@ -14,8 +14,8 @@ SERVE := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(PYTHON) -m serve
 SAMPLE := paths.data=data/sample paths.runs=runs/sample
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help demo sample serve crawl index tag_vectors image_features reduce features train evaluate compare publish verify bench \
-	test lint format lock clean
+.PHONY: help demo sample serve crawl index tag_vectors image_features reduce features train evaluate reverse compare \
+	publish verify bench test lint format lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z_]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  make %-15s %s\n", $$1, $$2 }'
@@ -65,6 +65,9 @@ evaluate: $(READY) ## judge a run and its floors: ARGS="run=wide"
 
 compare: $(READY) ## tell which run is better, and on which tags: ARGS="runs=[original,best]"
 	@$(PYTHON) -m train.compare $(ARGS)
+
+reverse: $(READY) ## judge reverse image search by class: ARGS="classes=labels run=wide"
+	@$(PYTHON) -m train.reverse $(ARGS)
 
 publish: $(READY) ## embed all images with a run: ARGS="run=wide"
 	@$(PYTHON) -m serve.publish $(ARGS)

@@ -6,7 +6,7 @@ import pytest
 import train.evaluate
 from crawl.records import VAL
 from tests.synthetic import GATE, evaluate_config
-from train.baselines import RIDGE_STRENGTHS, Ridge, Standardiser, choose_ridge, class_mean, unit_rows
+from train.baselines import RIDGE_STRENGTHS, Ridge, Standardiser, choose_ridge, class_mean, conse, unit_rows
 from train.ranking import Scorer
 from train.runs import open_run
 
@@ -47,6 +47,23 @@ def test_class_mean_by_chunks_is_class_mean_at_once(monkeypatch):
     monkeypatch.setattr("train.baselines.CHUNK", 3)
     chunked = class_mean("m", features, plain(5), lists, np.arange(20, 30))
     np.testing.assert_allclose(chunked.queries, whole.queries, rtol=1e-5)
+
+
+def test_conse_puts_an_image_between_the_words_of_the_tags_it_looks_like():
+    means = Scorer("class_mean", np.eye(2, dtype=np.float32), np.array([[1, 0], [0, 1], [0.6, 0.6]], np.float32))
+    words = np.array([[1.0, 0.0], [0.0, 1.0]], np.float32)
+    scorer = conse(means, words, np.array([[2.0, 0.0]], np.float32))
+    share = 1 / (1 + np.exp(-10))  # a softmax of cosines 1 and 0 at temperature 0.1
+    expected = [share, 1 - share] / np.hypot(share, 1 - share)
+    assert scorer.scores(0).tolist() == pytest.approx([*expected, 0.5**0.5], abs=1e-6)
+
+
+def test_conse_by_chunks_is_conse_at_once():
+    rng = np.random.default_rng(2)
+    means = Scorer("class_mean", unit_rows(rng.normal(size=(6, 4))), unit_rows(rng.normal(size=(11, 4))))
+    words, asked = rng.normal(size=(6, 3)), rng.normal(size=(2, 3))
+    whole, chunked = conse(means, words, asked), conse(means, words, asked, chunk=4)
+    np.testing.assert_allclose(list(chunked.each()), list(whole.each()), atol=1e-6)
 
 
 @pytest.mark.parametrize("strength", [0.03, 1.0, 30.0])
@@ -92,5 +109,6 @@ def test_the_strength_is_chosen_on_val_images_alone(trained, monkeypatch):
 
     monkeypatch.setattr(train.evaluate, "choose_ridge", watched)
     towers, _, inputs = open_run(trained, "small")
-    train.evaluate.open_systems(evaluate_config(trained), towers, inputs, GATE)
+    seen = train.evaluate.seen_tags(inputs, 0.0)
+    train.evaluate.open_systems(evaluate_config(trained), towers, inputs, seen, GATE)
     assert (inputs.index.splits[galleries[0]] == VAL).all()

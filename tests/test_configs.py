@@ -21,7 +21,8 @@ import serve.__main__
 import serve.publish  # noqa: F401
 import train.compare
 import train.evaluate
-import train.fit  # noqa: F401 - importing a stage registers its schema
+import train.fit
+import train.reverse  # noqa: F401 - importing a stage registers its schema
 from configs.artifacts import ArtifactError
 from configs.compose import (
     CONFIG_DIR,
@@ -42,7 +43,7 @@ from features.config import (
     WordsConfig,
 )
 from serve.config import PublishConfig, ServeConfig
-from train.config import OBJECTIVES, CompareConfig, EvaluateConfig, TrainConfig
+from train.config import OBJECTIVES, CompareConfig, EvaluateConfig, ReverseConfig, TrainConfig
 
 ROOT = CONFIG_DIR.parent
 STAGES = {
@@ -54,6 +55,7 @@ STAGES = {
     "train": (TrainConfig, []),
     "evaluate": (EvaluateConfig, []),
     "compare": (CompareConfig, ["runs=[a,b]"]),
+    "reverse": (ReverseConfig, []),
     "publish": (PublishConfig, []),
     "serve": (ServeConfig, []),
 }

@@ -12,7 +12,7 @@ from crawl.config import CrawlConfig, FolderSource, TableSource, WebDatasetSourc
 from crawl.ingest import Reason
 from features.config import ImageFeaturesConfig, IndexConfig, ReduceConfig, TagVectorsConfig
 from serve.config import PublishConfig, ServeConfig
-from train.config import CompareConfig, EvaluateConfig, TrainConfig
+from train.config import CompareConfig, EvaluateConfig, ReverseConfig, TrainConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -25,6 +25,7 @@ SCHEMAS = (
     TrainConfig,
     EvaluateConfig,
     CompareConfig,
+    ReverseConfig,
     PublishConfig,
     ServeConfig,
 )

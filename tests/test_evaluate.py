@@ -27,8 +27,9 @@ from tests.synthetic import (
     write_synthetic_collection,
 )
 from train.batches import is_withheld
-from train.evaluate import evaluate, histogram_features, judgements
+from train.evaluate import evaluate, histogram_features
 from train.fit import fit
+from train.galleries import judgements, train_lists
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -186,14 +187,37 @@ def test_a_run_of_another_feature_space_is_refused_with_both_named(own):
         evaluate(evaluate_config(own))
 
 
-def test_unseen_tags_are_asked_of_the_run_and_chance_alone(own):
+@pytest.fixture(scope="module")
+def withheld(trained, tmp_path_factory):
+    own = copy_line(trained, tmp_path_factory.mktemp("withheld"))
     fit(train_config(own, run="withheld", withhold_tags=0.4))
-    directory = evaluate(evaluate_config(own, run="withheld"))
+    return own, evaluate(evaluate_config(own, run="withheld"))
+
+
+def test_unseen_tags_are_asked_of_the_run_and_of_floors_that_may(withheld):
+    own, directory = withheld
     questions = json.loads((directory / "metrics.json").read_text())["questions"]
-    assert set(questions["unseen_tags"]["systems"]) == {"trained", "random"}
+    assert set(questions["unseen_tags"]["systems"]) == {"trained", "conse", "random"}
     unseen = {tag for tag in open_index(own)[0].tags if is_withheld(tag, 0.4)}
     assert queries_of(directory / "unseen_tags.qrels") <= unseen
-    assert not queries_of(directory / "gallery.qrels") & unseen
+    for qrels in set(directory.glob("*.qrels")) - {directory / "unseen_tags.qrels"}:
+        assert not queries_of(qrels) & unseen
+
+
+def test_the_floor_of_unseen_tags_knows_no_image_that_carries_one(withheld, monkeypatch):
+    own, _ = withheld
+    learnt = []
+
+    def watched(index, tag_rows):
+        learnt.extend(index.tags[row] for row in tag_rows)
+        return train_lists(index, tag_rows)
+
+    monkeypatch.setattr("train.evaluate.train_lists", watched)
+    monkeypatch.setattr("train.evaluate.choose_ridge", lambda *_: 1.0)
+    monkeypatch.setattr("train.evaluate.EVALUATE_VERSION", -1)
+    evaluate(evaluate_config(own, run="withheld"))
+    assert learnt
+    assert not [tag for tag in learnt if is_withheld(tag, 0.4)]
 
 
 def queries_of(qrels):

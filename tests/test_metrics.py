@@ -10,8 +10,8 @@ import pytrec_eval
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.metrics import at_cutoffs, auc, average_precision, interval, random_order
-from train.ranking import strictly_falling
+from train.metrics import at_cutoffs, auc, average_precision, curves, interval, random_curves, random_order
+from train.ranking import ranks_of, strictly_falling, top_k
 
 CUTOFFS = (1, 3, 5, 20)
 TREC = {"map": "map_cut", "precision": "P", "recall": "recall", "hit_rate": "success", "ndcg": "ndcg_cut"}
@@ -85,6 +85,38 @@ def test_average_precision_over_the_whole_ranking_is_that_of_trec_eval():
         assert average_precision(ranks) == pytest.approx(theirs[query])
 
 
+# Scores, relevant rows, and what trec_eval (of pytrec_eval-terrier 0.5.11) gave for the order best first, equal scores by
+# ascending row: map, recip_rank, map_cut_3, P_3, recall_3, success_3, ndcg_cut_3.
+STORED = {
+    "tied": ([0.5, 0.9, 0.5, 0.9, 0.1], [0, 3], [0.5833333333, 0.5, 0.5833333333, 0.6666666667, 1, 1, 0.6934264036]),
+    "all tied": ([0.2] * 5, [1, 4], [0.45, 0.5, 0.25, 0.3333333333, 0.5, 1, 0.3868528072]),
+    "one relevant": ([0.1, 0.4, 0.3, 0.9, 0.2], [2], [*[0.3333333333] * 4, 1, 1, 0.5]),
+    "all relevant": ([0.3, 0.1, 0.2], [0, 1, 2], [1, 1, 1, 1, 1, 1, 1]),
+    "beyond the cut-off": ([0.8, 0.7, 0.6, 0.5, 0.4, 0.3], [4, 5], [0.2666666667, 0.2, 0, 0, 0, 0, 0]),
+    "more relevant than the cut-off": (
+        [0.6, 0.5, 0.4, 0.3, 0.2, -0.1],
+        [0, 1, 3, 4, 5],
+        [0.8766666667, 1, 0.4, 0.6666666667, 0.4, 1, 0.765360637],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", STORED)
+def test_scores_become_the_values_that_trec_eval_gave(case):
+    scores, relevant, expected = STORED[case]
+    scores = np.array(scores, dtype=np.float32)
+    best = top_k(scores, 3)
+    run = {"q": {f"d{row}": float(score) for row, score in zip(best, strictly_falling(scores[best]), strict=True)}}
+    values = at_cutoffs(run, {"q": {f"d{row}": 1 for row in relevant}}, [3])
+    whole = ranks_of(scores, np.array(relevant))
+    mrr = 1 / whole.min()  # the run holds the best three alone
+    names = ("map@3", "precision@3", "recall@3", "hit_rate@3", "ndcg@3")
+    found = [average_precision(whole), mrr, *(values[name]["q"] for name in names)]
+    assert found == pytest.approx(expected, abs=1e-9)
+    at_k = curves(whole, 3)
+    assert [at_k["map"][-1], at_k["recall"][-1]] == pytest.approx([expected[2], expected[4]], abs=1e-9)
+
+
 def test_average_precision_by_hand_whatever_the_order_of_ranks():
     assert average_precision(np.array([5, 1, 3])) == pytest.approx((1 / 1 + 2 / 3 + 3 / 5) / 3)
 
@@ -100,6 +132,31 @@ def test_auc_is_the_share_of_pairs_in_the_right_order(num_candidates, data):
 @pytest.mark.parametrize(("ranks", "expected"), [([1, 2], 1.0), ([3, 4], 0.0), ([1, 4], 0.5)])
 def test_auc_by_hand(ranks, expected):
     assert auc(np.array(ranks), 4) == expected
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [("map", "AP"), ("recall", "R")])
+def test_curves_are_those_of_trec_eval_at_every_k(ours, theirs):
+    run, qrels = some_run(seed=4)
+    measures = {k: ir_measures.parse_measure(f"{theirs}@{k}") for k in range(1, 16)}
+    expected = {(m.query_id, m.measure): m.value for m in ir_measures.iter_calc(list(measures.values()), qrels, run)}
+    for query in run:
+        found = curves(np.flatnonzero(hits_of(run, qrels, query)) + 1, 15)[ours]
+        assert found.tolist() == pytest.approx([expected[query, measures[k]] for k in range(1, 16)])
+
+
+def test_curves_by_hand_have_both_denominators():
+    found = curves(np.array([5, 1, 9]), depth=6)  # the third is beyond the last k
+    assert found["map"].tolist() == pytest.approx([1 / 3] * 4 + [(1 + 2 / 5) / 3] * 2)
+    assert found["map_capped"].tolist() == pytest.approx([1, 1 / 2, 1 / 3, 1 / 3, 1.4 / 3, 1.4 / 3])
+    assert found["recall"].tolist() == pytest.approx([1 / 3] * 4 + [2 / 3] * 2)
+
+
+@pytest.mark.parametrize(("num_relevant", "num_candidates"), [(1, 6), (3, 7), (6, 6)])
+def test_curves_of_chance_are_the_average_over_all_orders(num_relevant, num_candidates):
+    places = itertools.combinations(range(1, num_candidates + 1), num_relevant)
+    every = [curves(np.array(each), num_candidates) for each in places]
+    for metric, found in random_curves(num_relevant, num_candidates, num_candidates).items():
+        assert found.tolist() == pytest.approx(np.mean([each[metric] for each in every], axis=0).tolist())
 
 
 def exhaustive(num_relevant, num_candidates, cutoffs):

@@ -1,4 +1,4 @@
-"""Floors that need no training of towers: class means and ridge regression to tags.
+"""Floors that need no training of towers: class means, ridge regression to tags, and ConSE for unseen tags.
 
 N images, W width of a feature, E tags.
 """
@@ -12,6 +12,7 @@ import numpy as np
 from train.ranking import Scorer
 
 CHUNK = 16384  # rows of features in float32 at once
+CONSE_TEMPERATURE = 0.1
 RIDGE_STRENGTHS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # times the mean eigenvalue of the covariance
 
 
@@ -65,6 +66,27 @@ def class_mean(
     """
     sums = np.stack([_sum(rows, lambda part: unit_rows(standard(features[part]))) for rows in train_lists])
     return Scorer(name, unit_rows(sums), unit_rows(standard(features[gallery])))
+
+
+def conse(means: Scorer, seen_vectors: np.ndarray, vectors: np.ndarray, chunk: int = CHUNK) -> Scorer:
+    """Score images for tags that nothing was trained on: ConSE, Norouzi et al., ICLR 2014.
+
+    An image stands where the word vectors of the seen tags stand on average, each weighted by its probability, and is
+    scored by the cosine with the asked tag's. Probabilities are a softmax of the class means' cosines over
+    CONSE_TEMPERATURE, over all seen tags: on validation no worse than the paper's ten best.
+
+    Args:
+        means: class means of S seen tags as queries, (C, W) images as candidates.
+        seen_vectors: (S, V) word vectors of the seen tags.
+        vectors: (E, V) word vectors of the asked tags.
+        chunk: images at once.
+    """
+    parts = []
+    for start in range(0, len(means.candidates), chunk):
+        cosines = means.candidates[start : start + chunk] @ means.queries.T
+        weights = np.exp((cosines - cosines.max(axis=1, keepdims=True)) / CONSE_TEMPERATURE)
+        parts.append(unit_rows(weights @ seen_vectors))  # their sum cancels in the cosine
+    return Scorer("conse", unit_rows(vectors), np.concatenate(parts))
 
 
 class Ridge:

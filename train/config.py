@@ -137,10 +137,8 @@ class EvaluateConfig:
         check_name("run", self.run)
         if self.split not in ("val", "test"):
             raise ValueError(f"split must be val or test, got '{self.split}'")
-        if not self.cutoffs or min(self.cutoffs) < 1 or max(self.cutoffs) > self.depth:
-            raise ValueError(f"cutoffs must lie in 1..depth={self.depth}, got {self.cutoffs}")
-        if self.resamples < 100:
-            raise ValueError(f"resamples must be 100 or more, got {self.resamples}")
+        _check_cutoffs(self.cutoffs, self.depth)
+        _check_resamples(self.resamples)
 
 
 @dataclass
@@ -176,3 +174,45 @@ class CompareConfig:
         ]
         if problems:
             raise ValueError("; ".join(problems))
+
+
+@dataclass
+class ReverseConfig:
+    """Judge reverse image search: an image asks for the others of its class."""
+
+    paths: Paths = field(default_factory=Paths)
+    run: str = ""  # a run whose image embeddings are judged beside the features; empty: none
+    classes: str = "auto"  # labels, tags, kind; auto takes labels where there are any, else tags
+    split: str = "test"  # val, test; all, where no run has learnt from its train images
+    features: list[str] = field(default_factory=list)  # such as resnet50; empty: all that were extracted
+    queries: int = 2000  # images that ask, drawn at random where there are more; 0: all
+    seed: int = 0  # of that draw
+    depth: int = 1000  # the curves' last k, at most all other images
+    cutoffs: list[int] = field(default_factory=lambda: [1, 10, 100])  # k with intervals
+    resamples: int = 2000  # bootstrap samples of the queries for an interval
+
+    def __post_init__(self) -> None:
+        if self.run:
+            check_name("run", self.run)
+        if self.classes not in ("auto", "labels", "tags", "kind"):
+            raise ValueError(f"classes must be one of auto, labels, tags, kind, got '{self.classes}'")
+        if self.split not in ("val", "test", "all"):
+            raise ValueError(f"split must be val, test or all, got '{self.split}'")
+        if self.run and self.split == "all":
+            raise ValueError(f"split=all holds the images that run={self.run} was trained on; choose val or test")
+        if self.queries < 0:
+            raise ValueError(f"queries must be 0 (all) or more, got {self.queries}")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed must lie in [0, {2**32}), got {self.seed}")
+        _check_cutoffs(self.cutoffs, self.depth)
+        _check_resamples(self.resamples)
+
+
+def _check_cutoffs(cutoffs: list[int], depth: int) -> None:
+    if not cutoffs or min(cutoffs) < 1 or max(cutoffs) > depth:
+        raise ValueError(f"cutoffs must lie in 1..depth={depth}, got {cutoffs}")
+
+
+def _check_resamples(resamples: int) -> None:
+    if resamples < 100:
+        raise ValueError(f"resamples must be 100 or more, got {resamples}")

@@ -2,7 +2,7 @@
 
 Reads   runs/<run>, data/index, data/tag_vectors, data/image_features, data/collection (kinds and labels)
 Writes  runs/<run>/evaluation/<split>/{metrics.json, per_tag.csv, table.txt, <question>.qrels, <question>.<system>.run,
-        manifest.json}
+        manifest.json}, on test {calibration.json, calibration.csv, reliability.svg} too
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from pathlib import Path
 from urllib.parse import quote
 
 import numpy as np
-import pyarrow as pa
 import torch
 from tqdm import tqdm
 
@@ -32,18 +31,21 @@ from configs.artifacts import (
 from configs.compose import recipe_config, register, resolved, run_stage
 from crawl.records import TEST, TRAIN, VAL
 from crawl.shards import RELATIONS_FILE, Collection
-from crawl.tags import normalise_tag, read_relations
+from crawl.tags import read_relations
 from features.config import FeatureSpaceConfig
 from features.image_features import open_features
 from features.inverted_index import InvertedIndex
 from features.spaces import store_directory
-from train.baselines import Ridge, Standardiser, choose_ridge, class_mean
+from train.baselines import Ridge, Standardiser, choose_ridge, class_mean, conse
 from train.batches import is_withheld
+from train.calibration import calibrate, count_results
 from train.config import EvaluateConfig
 from train.galleries import (
+    MIN_RELEVANT,
     Question,
     answer,
     gallery_question,
+    judgements,
     label_question,
     mean_average_precision,
     random_answer,
@@ -58,7 +60,8 @@ from train.towers import TwoTowers, embed, embed_tags
 log = logging.getLogger(__name__)
 MIN_KIND_SHARE = 0.05  # of the gallery, for a kind to get a table of its own
 TABLE = "table.txt"
-EVALUATE_VERSION = 1  # raised when the same run would get other numbers
+EVALUATE_VERSION = 2  # raised when the same run would get other numbers
+GALLERY = "gallery"
 UNSEEN = "unseen_tags"  # no kind's question has this name, they all start with `gallery_`
 
 
@@ -72,22 +75,37 @@ class Systems:
     histograms: tuple[np.ndarray, Standardiser] | None
     ridge: Ridge
     ridge_strength: float
+    seen: np.ndarray  # (T,) bool, tags with a vector that were not withheld from training
+
+    def trained(self, question: Question) -> Scorer:
+        """Return the run for a question's tags and gallery."""
+        names = [self.inputs.index.tags[row] for row in question.tag_rows]
+        tags = torch.from_numpy(np.array(self.inputs.vectors.vectors[question.tag_rows]))
+        images = torch.from_numpy(self.inputs.features[question.gallery])
+        return Scorer(TRAINED, embed_tags(self.towers, names, tags).numpy(), embed(self.towers.image, images).numpy())
 
     def scorers(self, question: Question) -> list[Scorer]:
-        """Return the run and its floors for a question's tags and gallery."""
-        index, features = self.inputs.index, self.inputs.features
-        lists = train_lists(index, question.tag_rows)
-        names = [index.tags[row] for row in question.tag_rows]
-        tags = torch.from_numpy(np.array(self.inputs.vectors.vectors[question.tag_rows]))
-        images = torch.from_numpy(features[question.gallery])
+        """Return the run and its floors for a question's tags and gallery; unseen tags have a floor of their own."""
+        if question.name == UNSEEN:
+            return [self.trained(question), self.conse(question)]
+        features = self.inputs.features
+        lists = train_lists(self.inputs.index, question.tag_rows)
         found = [
-            Scorer(TRAINED, embed_tags(self.towers, names, tags).numpy(), embed(self.towers.image, images).numpy()),
+            self.trained(question),
             class_mean("class_mean", features, self.standard, lists, question.gallery),
             self.ridge.scorers(lists, question.gallery, [self.ridge_strength])[self.ridge_strength],
         ]
         if self.histograms is not None:
             found.append(class_mean("class_mean_histogram", *self.histograms, lists, question.gallery))
         return found
+
+    def conse(self, question: Question) -> Scorer:
+        """Return the floor of unseen tags, which stands on the class means of seen ones."""
+        index, vectors = self.inputs.index, self.inputs.vectors.vectors
+        learnt = np.flatnonzero(self.seen & (index.split_frequency(TRAIN) >= MIN_RELEVANT))
+        lists = train_lists(index, learnt)
+        means = class_mean("class_mean", self.inputs.features, self.standard, lists, question.gallery)
+        return conse(means, np.asarray(vectors[learnt]), np.asarray(vectors[question.tag_rows]))
 
 
 def histogram_of(cfg: EvaluateConfig) -> FeatureSpaceConfig:
@@ -107,11 +125,15 @@ def histogram_features(
     return histograms, Standardiser(histograms, train_rows)
 
 
-def questions(inputs: Inputs, split: int, withhold: float, collection: Collection) -> list[Question]:
+def seen_tags(inputs: Inputs, withhold: float) -> np.ndarray:
+    """Return (T,) bool, the tags that have a vector and were not withheld from training."""
+    withheld = np.array([is_withheld(tag, withhold) for tag in inputs.index.tags], dtype=bool)
+    return np.asarray(np.asarray(inputs.vectors.known) & ~withheld)
+
+
+def questions(inputs: Inputs, split: int, seen: np.ndarray, collection: Collection) -> list[Question]:
     """Return what is asked: A, A by kind, A for withheld tags, B by planted images, B by labels."""
-    index, known = inputs.index, np.asarray(inputs.vectors.known)
-    withheld = np.array([is_withheld(tag, withhold) for tag in index.tags], dtype=bool)
-    seen = known & ~withheld
+    index, unseen = inputs.index, np.asarray(inputs.vectors.known) & ~seen
     asked = [gallery_question(index, split, seen)]
     gallery = asked[0].gallery
     kinds, labels = judgements(collection, index, gallery)
@@ -119,37 +141,18 @@ def questions(inputs: Inputs, split: int, withhold: float, collection: Collectio
         if MIN_KIND_SHARE <= (kinds == kind).mean() < 1:
             name = f"gallery_{quote(kind, safe='')}"  # of files too, so no slash may stand in it
             asked.append(gallery_question(index, split, seen, gallery[kinds == kind], name))
-    if withheld.any():
-        asked.append(gallery_question(index, split, known & withheld, name=UNSEEN))
+    if unseen.any():
+        asked.append(gallery_question(index, split, unseen, name=UNSEEN))
     asked.append(within_tag_question(index, split, seen))
     plurals = read_relations(collection.directory / RELATIONS_FILE)["plural"]
     asked.append(label_question(index, split, seen, labels, plurals))
     return [question for question in asked if len(question.tag_rows)]
 
 
-def judgements(
-    collection: Collection, index: InvertedIndex, gallery: np.ndarray
-) -> tuple[np.ndarray, dict[int, set[str]]]:
-    """Return the kinds (C,) of a gallery's images, and image row -> labels; empty for images taken down since."""
-    table = collection.table(["kind", "labels", "offset"])
-    ids = np.array(table.column("image_id").to_pylist(), dtype="S16")
-    asked = index.image_ids[gallery]  # ascending
-    at = np.minimum(np.searchsorted(asked, ids), len(asked) - 1)
-    wanted = (asked[at] == ids) & (table.column("offset").to_numpy() >= 0)
-    rows = table.select(["kind", "labels"]).filter(pa.array(wanted)).to_pylist()
-    kinds = np.full(len(gallery), "", dtype=object)
-    labels: dict[int, set[str]] = {int(row): set() for row in gallery}
-    for place, row in zip(at[wanted].tolist(), rows, strict=True):
-        kinds[place] = row["kind"] or ""
-        labels[int(gallery[place])] = {normalise_tag(label) for label in row["labels"] or ()}
-    return kinds, labels
-
-
 def judge(question: Question, systems: Systems, cfg: EvaluateConfig, directory: Path) -> tuple[Answers, list[str]]:
     """Answer a question by every system that may, and write what each ranked.
 
-    Only the run and chance know nothing of unseen tags, so the floors do not answer there. Ranked lists are written
-    and dropped system by system: they are the largest thing that evaluation holds.
+    Ranked lists are written and dropped system by system: they are the largest thing that evaluation holds.
 
     Returns:
         The metrics by system, and the names of the files written.
@@ -159,26 +162,25 @@ def judge(question: Question, systems: Systems, cfg: EvaluateConfig, directory: 
     atomic_write(directory / files[0], qrels_text(question, index))
     answers: Answers = {}
     for scorer in systems.scorers(question):
-        if question.name != UNSEEN or scorer.name == TRAINED:
-            found = answer(question, scorer, index, cfg.cutoffs, cfg.depth)
-            answers[scorer.name] = found.values
-            files.append(f"{question.name}.{scorer.name}.run")
-            atomic_write(directory / files[-1], run_text(scorer.name, found.run))
+        found = answer(question, scorer, index, cfg.cutoffs, cfg.depth)
+        answers[scorer.name] = found.values
+        files.append(f"{question.name}.{scorer.name}.run")
+        atomic_write(directory / files[-1], run_text(scorer.name, found.run))
     return {**answers, "random": random_answer(question, cfg.cutoffs)}, files
 
 
-def open_systems(cfg: EvaluateConfig, towers: TwoTowers, inputs: Inputs, gate: str) -> Systems:
+def open_systems(cfg: EvaluateConfig, towers: TwoTowers, inputs: Inputs, seen: np.ndarray, gate: str) -> Systems:
     """Prepare the run and its floors; the ridge's strength is the best of seven on the validation split."""
-    index, known = inputs.index, np.asarray(inputs.vectors.known)
+    index = inputs.index
     train_rows = np.flatnonzero(index.splits == TRAIN)
     ridge = Ridge(inputs.features, train_rows)
-    val = gallery_question(index, VAL, known)
+    val = gallery_question(index, VAL, seen)
     strength = choose_ridge(
         ridge, train_lists(index, val.tag_rows), val.gallery, lambda scorer: mean_average_precision(val, scorer)
     )
     log.info("ridge strength %g, chosen on val", strength)
     histograms = histogram_features(cfg, index, gate, train_rows)
-    return Systems(inputs, towers, Standardiser(inputs.features, train_rows), histograms, ridge, strength)
+    return Systems(inputs, towers, Standardiser(inputs.features, train_rows), histograms, ridge, strength, seen)
 
 
 def evaluate(cfg: EvaluateConfig) -> Path:
@@ -199,8 +201,9 @@ def evaluate(cfg: EvaluateConfig) -> Path:
             (directory / name).unlink(missing_ok=True)  # minutes of work from sealed inputs, so it may be made anew
         remove_partials(directory)
         log.info("judging run=%s on %s", cfg.run, cfg.split)
-        systems = open_systems(cfg, towers, inputs, gate)
-        asked = questions(inputs, VAL if cfg.split == "val" else TEST, run.config["withhold_tags"], collection)
+        seen = seen_tags(inputs, run.config["withhold_tags"])
+        systems = open_systems(cfg, towers, inputs, seen, gate)
+        asked = questions(inputs, VAL if cfg.split == "val" else TEST, seen, collection)
         files = write_evaluation(cfg, run, systems, asked, directory)
         seal(
             directory,
@@ -236,9 +239,23 @@ def write_evaluation(
         "per_tag.csv": per_tag_csv(asked, answered, systems.inputs.index),
         TABLE: table(metrics, cfg.cutoffs),
     }
+    if cfg.split == "test":
+        calibrated, told = calibration_of(systems, asked, cfg.resamples)
+        texts |= {**calibrated, TABLE: texts[TABLE] + told}
     for name, text in texts.items():
         atomic_write(directory / name, text)
     return [*texts, *files]
+
+
+def calibration_of(systems: Systems, asked: list[Question], resamples: int) -> tuple[dict[str, str], str]:
+    """Calibrate the run's scores on the gallery of val and judge that on test; nothing where either asks for no tag."""
+    val = gallery_question(systems.inputs.index, VAL, systems.seen)
+    test = [question for question in asked if question.name == GALLERY]
+    if not test or not len(val.tag_rows):
+        log.warning("without calibration: val or test has no tag to ask the gallery for")
+        return {}, ""
+    fitted, judged = (count_results(question, systems.trained(question)) for question in (val, test[0]))
+    return calibrate(fitted, judged, resamples)
 
 
 register("evaluate", EvaluateConfig)

@@ -9,8 +9,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 
 from crawl.records import TRAIN
+from crawl.shards import Collection
+from crawl.tags import normalise_tag
 from features.inverted_index import InvertedIndex, eligible_tags
 from train.metrics import at_cutoffs, auc, average_precision, random_order
 from train.ranking import Scorer, ranks_of, strictly_falling, top_k
@@ -122,6 +125,24 @@ def label_question(
             lists.append(np.searchsorted(gallery, rows))
             relevant.append(np.flatnonzero(right))
     return Question("labels", np.array(tag_rows, dtype=np.int64), gallery, relevant, lists)
+
+
+def judgements(
+    collection: Collection, index: InvertedIndex, gallery: np.ndarray
+) -> tuple[np.ndarray, dict[int, set[str]]]:
+    """Return the kinds (C,) of a gallery's images, and image row -> labels; empty for images taken down since."""
+    table = collection.table(["kind", "labels", "offset"])
+    ids = np.array(table.column("image_id").to_pylist(), dtype="S16")
+    asked = index.image_ids[gallery]  # ascending
+    at = np.minimum(np.searchsorted(asked, ids), len(asked) - 1)
+    wanted = (asked[at] == ids) & (table.column("offset").to_numpy() >= 0)
+    rows = table.select(["kind", "labels"]).filter(pa.array(wanted)).to_pylist()
+    kinds = np.full(len(gallery), "", dtype=object)
+    labels: dict[int, set[str]] = {int(row): set() for row in gallery}
+    for place, row in zip(at[wanted].tolist(), rows, strict=True):
+        kinds[place] = row["kind"] or ""
+        labels[int(gallery[place])] = {normalise_tag(label) for label in row["labels"] or ()}
+    return kinds, labels
 
 
 @dataclass(frozen=True)

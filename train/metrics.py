@@ -16,6 +16,8 @@ from scipy import stats
 
 # Our names, and trec_eval's measures. AP@k divides by R; recall@k is the literature's mAR@k; hit_rate@k its R@K.
 LIBRARY = {"map": AP, "precision": P, "recall": R, "hit_rate": Success, "ndcg": nDCG}
+# Of reverse search at every k. AP@k is told by both its denominators: R, and min(R, k) as papers on images have it.
+CURVES = ("map", "map_capped", "recall")
 
 
 @dataclass(frozen=True)
@@ -63,14 +65,10 @@ def at_cutoffs(
 
 
 def random_order(num_relevant: int, num_candidates: int, cutoffs: Sequence[int]) -> dict[str, float]:
-    """Expected value of every metric for an order drawn at random, in closed form.
-
-    Precision at rank r, given a relevant image there, is expected to be (1 + (r - 1)(R - 1)/(C - 1)) / r.
-    """
+    """Expected value of every metric for an order drawn at random, in closed form."""
     r, c = num_relevant, num_candidates
     rank = np.arange(1, c + 1)
-    precision_at_hit = (1 + (rank - 1) * (r - 1) / max(c - 1, 1)) / rank
-    terms = precision_at_hit * (r / c)  # a rank holds a relevant image with chance R/C
+    terms = _random_precisions(r, c)
     none_within = np.cumprod(1 - np.minimum(r / (c - rank + 1), 1))  # chance of no relevant image up to a rank
     none_before = np.concatenate([[1.0], none_within[:-1]])
     gains = 1 / np.log2(rank + 1)
@@ -88,6 +86,42 @@ def random_order(num_relevant: int, num_candidates: int, cutoffs: Sequence[int])
         values[f"hit_rate@{k}"] = float(1 - none_within[cut - 1])
         values[f"ndcg@{k}"] = float(gains[:cut].sum() * (r / c) / gains[: min(k, r)].sum())
     return values
+
+
+def _random_precisions(num_relevant: int, num_candidates: int) -> np.ndarray:
+    """Return (C,) expected precision at each rank, counted only where a relevant image stands there.
+
+    That happens with chance R/C, and then the precision at rank r is expected to be (1 + (r - 1)(R - 1)/(C - 1)) / r.
+    """
+    rank = np.arange(1, num_candidates + 1)
+    precision_at_hit = (1 + (rank - 1) * (num_relevant - 1) / max(num_candidates - 1, 1)) / rank
+    return np.asarray(precision_at_hit * (num_relevant / num_candidates))
+
+
+def curves(ranks: np.ndarray, depth: int) -> dict[str, np.ndarray]:
+    """Return one query's AP@k, AP@k by min(R, k) and recall@k for every k, each (depth,).
+
+    Args:
+        ranks: (R,) of all relevant images, in any order.
+        depth: the last k.
+    """
+    hits = np.zeros(depth)
+    hits[ranks[ranks <= depth] - 1] = 1
+    found = np.cumsum(hits)
+    return _at_every_k(found, hits * found / np.arange(1, depth + 1), len(ranks))
+
+
+def random_curves(num_relevant: int, num_candidates: int, depth: int) -> dict[str, np.ndarray]:
+    """Return what `curves` is expected to be for an order drawn at random, in closed form; depth is C at most."""
+    found = np.arange(1, depth + 1) * (num_relevant / num_candidates)
+    return _at_every_k(found, _random_precisions(num_relevant, num_candidates)[:depth], num_relevant)
+
+
+def _at_every_k(found: np.ndarray, precisions: np.ndarray, num_relevant: int) -> dict[str, np.ndarray]:
+    """Divide relevant images found (depth,) and the precisions where they stand (depth,) as each metric does."""
+    total, k = np.cumsum(precisions), np.arange(1, len(found) + 1)
+    values = (total / num_relevant, total / np.minimum(num_relevant, k), found / num_relevant)
+    return dict(zip(CURVES, values, strict=True))
 
 
 def interval(values: np.ndarray, resamples: int, seed: int = 0) -> Interval:
