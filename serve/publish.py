@@ -1,7 +1,7 @@
 """Stage `publish`: embed every image with a run and put the posting lists in score order.
 
 Reads   runs/<run>, data/index, data/tag_vectors, data/image_features, data/collection
-Writes  data/served/<run>/<generation>/{embeddings.npy, tag_embeddings.npy, ranked.npy, records.arrow, ...,
+Writes  data/served/<run>/<generation>/{embeddings.npy, tag_embeddings.npy, votes.npy, ranked.npy, records.arrow, ...,
         manifest.json}, with hard links to the index and tag vectors it answers from
 """
 
@@ -31,30 +31,45 @@ from crawl.records import SCHEMA
 from crawl.shards import Collection
 from features.inverted_index import FILES, InvertedIndex
 from serve.config import PublishConfig
-from train.runs import open_run
+from train.runs import Inputs, open_run
 from train.towers import embed, embed_tags
+from train.voting import open_voting
 
 log = logging.getLogger(__name__)
 PUBLISH_VERSION = 2
 EMBEDDINGS, TAG_EMBEDDINGS, RANKED, RECORDS = "embeddings.npy", "tag_embeddings.npy", "ranked.npy", "records.arrow"
+VOTES = "votes.npy"  # only where the run votes
 TAG_VECTOR_FILES = ("vectors.npy", "known.npy")
 
 
-def rank_postings(index: InvertedIndex, embeddings: np.ndarray, tag_embeddings: np.ndarray) -> np.ndarray:
+def rank_postings(
+    index: InvertedIndex, embeddings: np.ndarray, tag_embeddings: np.ndarray, votes: np.ndarray | None = None
+) -> np.ndarray:
     """Return (P,) int32, each posting list by falling score, ties by ascending row.
 
     Args:
         index: with P postings.
         embeddings: (N, D) float16.
-        tag_embeddings: (T, D) float32; a zero row leaves its list ascending.
+        tag_embeddings: (T, D) float32; a zero row leaves its list ascending, but for votes.
+        votes: (P,) float16, added to the scores.
     """
     ranked = np.array(index.postings)
     for tag_row in range(index.num_tags):
         rows = index.posting_list(tag_row)
         scores = embeddings[rows].astype(np.float32) @ tag_embeddings[tag_row]
-        start = index.offsets[tag_row]
-        ranked[start : start + len(rows)] = rows[np.argsort(-scores, kind="stable")]
+        start, end = index.offsets[tag_row], index.offsets[tag_row + 1]
+        if votes is not None:
+            scores += votes[start:end]
+        ranked[start:end] = rows[np.argsort(-scores, kind="stable")]
     return ranked
+
+
+def posting_votes(run: Manifest, inputs: Inputs) -> np.ndarray | None:
+    """Return (P,) float16, the run's weight times the votes on each posting, or None where it has no votes."""
+    voting = open_voting(run.config, lambda rows: inputs.features[rows], inputs.index)
+    if voting is None:
+        return None
+    return np.asarray(run.config["tag_voting"] * voting.votes_by_posting(), dtype=np.float16)
 
 
 def records_table(collection: Collection, index: InvertedIndex) -> pa.Table:
@@ -105,7 +120,10 @@ def publish(cfg: PublishConfig) -> Path:
             raise ArtifactError(f"run '{cfg.run}' gives embeddings that are not finite; it cannot be published")
         save_array(directory / EMBEDDINGS, embeddings)
         save_array(directory / TAG_EMBEDDINGS, tags)
-        save_array(directory / RANKED, rank_postings(index, embeddings, tags))
+        votes = posting_votes(run, inputs)
+        if votes is not None:
+            save_array(directory / VOTES, votes)
+        save_array(directory / RANKED, rank_postings(index, embeddings, tags, votes))
         with atomic_open(directory / RECORDS) as stream:
             records = records_table(collection, index).combine_chunks()
             with pa.ipc.new_file(stream, records.schema) as writer:
@@ -118,7 +136,10 @@ def publish(cfg: PublishConfig) -> Path:
             directory,
             "served",
             config=resolved(cfg),
-            files=[EMBEDDINGS, TAG_EMBEDDINGS, RANKED, RECORDS, *FILES, *TAG_VECTOR_FILES],
+            files=[
+                *(EMBEDDINGS, TAG_EMBEDDINGS, RANKED, RECORDS, *FILES, *TAG_VECTOR_FILES),
+                *([] if votes is None else [VOTES]),
+            ],
             must_match=inputs.spaces,
             provenance={"run": run.content_id, "collection": collection.content_id, **inputs.content},
             facts={

@@ -108,7 +108,7 @@ def test_the_strength_is_chosen_on_val_images_alone(trained, monkeypatch):
         return choose(ridge, train_lists, gallery, judge)
 
     monkeypatch.setattr(train.evaluate, "choose_ridge", watched)
-    towers, _, inputs = open_run(trained, "small")
+    towers, run, inputs = open_run(trained, "small")
     seen = train.evaluate.seen_tags(inputs, 0.0)
-    train.evaluate.open_systems(evaluate_config(trained), towers, inputs, seen, GATE)
+    train.evaluate.open_systems(evaluate_config(trained), run, towers, inputs, seen, GATE)
     assert (inputs.index.splits[galleries[0]] == VAL).all()

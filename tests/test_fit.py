@@ -180,13 +180,13 @@ def test_the_towers_are_those_of_the_best_epoch(line, stopped_early):
     question = validation(inputs.index, inputs, early_config(line, "early"))
     towers = load_towers(stopped_early / "towers.safetensors")
     best = max(value for _, value in rows_of(stopped_early))
-    assert judge_on(question, inputs)(towers) == pytest.approx(best, abs=1e-6)
+    assert judge_on(question, inputs, early_config(line, "early"))(towers) == pytest.approx(best, abs=1e-6)
     assert read_manifest(stopped_early).facts["val_map"] == best
 
 
 def test_of_epochs_that_differ_by_less_than_lightning_sees_the_first_is_best(line, monkeypatch):
     values = iter([0.5, 0.5 + 1e-12, 0.4])
-    monkeypatch.setattr(train.fit, "judge_on", lambda question, inputs: lambda towers: next(values))
+    monkeypatch.setattr(train.fit, "judge_on", lambda question, inputs, cfg: lambda towers: next(values))
     run_dir = fit(train_config(line, run="tied"))
     best = AtomicCheckpoints().load_checkpoint(run_dir / "checkpoints" / "best.ckpt")
     assert read_manifest(run_dir).facts["best_epoch"] == best["history"][-1]["epoch"] == 0
@@ -329,7 +329,7 @@ def test_the_averaged_towers_are_those_judged_and_kept(line):
     inputs = open_inputs(cfg)
     towers = load_towers(run_dir / "towers.safetensors")
     best = AtomicCheckpoints().load_checkpoint(run_dir / "checkpoints" / "best.ckpt")["state_dict"]
-    judged = judge_on(validation(inputs.index, inputs, cfg), inputs)(towers)
+    judged = judge_on(validation(inputs.index, inputs, cfg), inputs, cfg)(towers)
     assert judged == pytest.approx(read_manifest(run_dir).facts["val_map"], abs=1e-6)
     kept = towers.state_dict()
     assert all(torch.equal(kept[name], best[f"averaged.{name}"]) for name in kept)
@@ -372,7 +372,7 @@ def test_towers_with_residuals_are_judged_alike_by_training_and_from_their_file(
     run_dir = fit(cfg)
     inputs = open_inputs(cfg)
     towers = load_towers(run_dir / "towers.safetensors")
-    judged = judge_on(validation(inputs.index, inputs, cfg), inputs)(towers)
+    judged = judge_on(validation(inputs.index, inputs, cfg), inputs, cfg)(towers)
     assert judged == pytest.approx(read_manifest(run_dir).facts["val_map"], abs=1e-6)
 
 

@@ -20,7 +20,7 @@ OBJECTIVES = {  # with the knobs that mean something to each
 }
 ACTIVATIONS = ("relu", "none")
 NORMALISATIONS = ("none", "layer")
-SCALINGS = ("standardise", "none")
+SCALINGS = ("standardise", "root", "none")
 OPTIMIZERS = ("adamw", "sgd")
 
 
@@ -41,11 +41,12 @@ class TrainConfig(FeatureSpaceConfig):
 
     embed_dim: int = 128  # width of the space both towers end in
     hidden_dim: int = 1024  # width of the layers between
+    tag_hidden_dim: int = 0  # of the tag tower; 0: hidden_dim
     depth: int = 2  # linear layers of a tower
     activation: str = "relu"  # between the layers: relu, none
     normalisation: str = "none"  # of hidden layers before their activation: none, layer
     tag_residual: float = 0.0  # rate of the vector each tag learns beside its word vector, in learning_rate; 0: none
-    scaling: str = "standardise"  # of image features: by mean and spread of the train split, or none
+    scaling: str = "standardise"  # of image features: none, standardise by the train split, root before that
     feature_dropout: float = 0.3  # share of image features dropped at the tower's entry
     hidden_dropout: float = 0.0  # share of hidden units dropped, both towers
 
@@ -57,6 +58,8 @@ class TrainConfig(FeatureSpaceConfig):
     batch_size: int = 512  # pairs a step, images in full_vocabulary
     max_epochs: int = 40  # passes over the pairs, where patience does not end it before
     patience: int = 6  # epochs without a better val_map before training stops; 0 never stops early
+    tag_voting: float = 0.0  # weight of the votes of the nearest train images beside the cosine; 0: none
+    voters: int = 50  # nearest train images that vote
     withhold_tags: float = 0.0  # share of tags kept out of training, by hash, to judge unseen tags
     val_tags: int = 2000  # at most so many tags judge an epoch
 
@@ -83,6 +86,9 @@ class TrainConfig(FeatureSpaceConfig):
             "hard_negative_share": (0 < self.hard_negative_share <= 1, "in (0, 1]"),
             "frequency_weighting": (0 <= self.frequency_weighting <= 1, "in [0, 1]"),
             "tag_residual": (0 <= self.tag_residual < inf, "0 or more"),
+            "tag_voting": (0 <= self.tag_voting < inf, "0 or more"),
+            "voters": (self.voters >= 1, "1 or more"),
+            "tag_hidden_dim": (self.tag_hidden_dim >= 0, "0 or more"),
             "weight_averaging": (0 <= self.weight_averaging < 1, "in [0, 1)"),
             "learning_rate": (self.learning_rate > 0, "above 0"),
             "weight_decay": (self.weight_decay >= 0, "0 or more"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import quote
 
@@ -56,6 +56,7 @@ from train.ranking import Scorer
 from train.report import TRAINED, Answers, per_tag_csv, qrels_text, run_text, summarise, table
 from train.runs import Inputs, open_run
 from train.towers import TwoTowers, embed, embed_tags
+from train.voting import TagVoting, open_voting, votes_on
 
 log = logging.getLogger(__name__)
 MIN_KIND_SHARE = 0.05  # of the gallery, for a kind to get a table of its own
@@ -76,13 +77,24 @@ class Systems:
     ridge: Ridge
     ridge_strength: float
     seen: np.ndarray  # (T,) bool, tags with a vector that were not withheld from training
+    voting: TagVoting | None
+    voting_weight: float
 
     def trained(self, question: Question) -> Scorer:
         """Return the run for a question's tags and gallery."""
         names = [self.inputs.index.tags[row] for row in question.tag_rows]
         tags = torch.from_numpy(np.array(self.inputs.vectors.vectors[question.tag_rows]))
         images = torch.from_numpy(self.inputs.features[question.gallery])
-        return Scorer(TRAINED, embed_tags(self.towers, names, tags).numpy(), embed(self.towers.image, images).numpy())
+        votes = None if self.voting is None else votes_on(question, self.voting, self.voting_weight)
+        tag_embeddings = embed_tags(self.towers, names, tags).numpy()
+        return Scorer(TRAINED, tag_embeddings, embed(self.towers.image, images).numpy(), votes)
+
+    def parts(self, trained: Scorer) -> list[Scorer]:
+        """Return what a run with votes is made of, its towers and its votes alone."""
+        if trained.added is None:
+            return []
+        nothing = np.zeros_like(trained.queries)
+        return [replace(trained, name="towers", added=None), replace(trained, name="votes", queries=nothing)]
 
     def scorers(self, question: Question) -> list[Scorer]:
         """Return the run and its floors for a question's tags and gallery; unseen tags have a floor of their own."""
@@ -90,8 +102,10 @@ class Systems:
             return [self.trained(question), self.conse(question)]
         features = self.inputs.features
         lists = train_lists(self.inputs.index, question.tag_rows)
+        trained = self.trained(question)
         found = [
-            self.trained(question),
+            trained,
+            *self.parts(trained),
             class_mean("class_mean", features, self.standard, lists, question.gallery),
             self.ridge.scorers(lists, question.gallery, [self.ridge_strength])[self.ridge_strength],
         ]
@@ -169,7 +183,9 @@ def judge(question: Question, systems: Systems, cfg: EvaluateConfig, directory: 
     return {**answers, "random": random_answer(question, cfg.cutoffs)}, files
 
 
-def open_systems(cfg: EvaluateConfig, towers: TwoTowers, inputs: Inputs, seen: np.ndarray, gate: str) -> Systems:
+def open_systems(
+    cfg: EvaluateConfig, run: Manifest, towers: TwoTowers, inputs: Inputs, seen: np.ndarray, gate: str
+) -> Systems:
     """Prepare the run and its floors; the ridge's strength is the best of seven on the validation split."""
     index = inputs.index
     train_rows = np.flatnonzero(index.splits == TRAIN)
@@ -180,7 +196,10 @@ def open_systems(cfg: EvaluateConfig, towers: TwoTowers, inputs: Inputs, seen: n
     )
     log.info("ridge strength %g, chosen on val", strength)
     histograms = histogram_features(cfg, index, gate, train_rows)
-    return Systems(inputs, towers, Standardiser(inputs.features, train_rows), histograms, ridge, strength, seen)
+    standard = Standardiser(inputs.features, train_rows)
+    voting = open_voting(run.config, lambda rows: inputs.features[rows], index)
+    weight = run.config.get("tag_voting", 0.0)  # younger than some runs
+    return Systems(inputs, towers, standard, histograms, ridge, strength, seen, voting, weight)
 
 
 def evaluate(cfg: EvaluateConfig) -> Path:
@@ -202,7 +221,7 @@ def evaluate(cfg: EvaluateConfig) -> Path:
         remove_partials(directory)
         log.info("judging run=%s on %s", cfg.run, cfg.split)
         seen = seen_tags(inputs, run.config["withhold_tags"])
-        systems = open_systems(cfg, towers, inputs, seen, gate)
+        systems = open_systems(cfg, run, towers, inputs, seen, gate)
         asked = questions(inputs, VAL if cfg.split == "val" else TEST, seen, collection)
         files = write_evaluation(cfg, run, systems, asked, directory)
         seal(

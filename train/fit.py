@@ -45,6 +45,7 @@ from train.objectives import open_objective
 from train.ranking import Scorer
 from train.runs import Inputs, open_inputs
 from train.towers import TwoTowers, embed, embed_tags, save_towers
+from train.voting import open_voting, votes_on
 
 log = logging.getLogger(__name__)
 TRAIN_VERSION = 1  # raised when the same config would give other towers
@@ -90,14 +91,16 @@ def validation(index: InvertedIndex, inputs: Inputs, cfg: TrainConfig) -> Questi
     return question.only(chosen, "val")
 
 
-def judge_on(question: Question, inputs: Inputs) -> Callable[[TwoTowers], float]:
-    """Return the function that gives towers their val_map."""
+def judge_on(question: Question, inputs: Inputs, cfg: TrainConfig) -> Callable[[TwoTowers], float]:
+    """Return the function that gives towers their val_map, votes included; these are the same in every epoch."""
+    voting = open_voting(vars(cfg), lambda rows: inputs.features[rows], inputs.index)
+    votes = None if voting is None else votes_on(question, voting, cfg.tag_voting)
     tags = torch.from_numpy(np.array(inputs.vectors.vectors[question.tag_rows]))
     images = torch.from_numpy(inputs.features[question.gallery])
     names = [inputs.index.tags[row] for row in question.tag_rows]
 
     def judge(towers: TwoTowers) -> float:
-        scorer = Scorer("towers", embed_tags(towers, names, tags).numpy(), embed(towers.image, images).numpy())
+        scorer = Scorer("towers", embed_tags(towers, names, tags).numpy(), embed(towers.image, images).numpy(), votes)
         return mean_average_precision(question, scorer)
 
     return judge
@@ -117,8 +120,10 @@ def new_towers(inputs: Inputs, tag_rows: np.ndarray, cfg: TrainConfig) -> TwoTow
         depth=cfg.depth,
         normalisation=cfg.normalisation,
         residual_tags=[inputs.index.tags[row] for row in tag_rows] if cfg.tag_residual else (),
+        tag_hidden_dim=cfg.tag_hidden_dim,
+        rooted=cfg.scaling == "root",
     )
-    if cfg.scaling == "standardise":
+    if cfg.scaling != "none":
         train_rows = np.flatnonzero(inputs.index.splits == TRAIN)
         sample = np.sort(np.random.default_rng(cfg.seed).permutation(train_rows)[:50_000])
         towers.image.scale_by(torch.from_numpy(inputs.features[sample]))
@@ -196,7 +201,7 @@ def train_towers(inputs: Inputs, cfg: TrainConfig, run_dir: Path) -> TwoTowerMod
         torch.from_numpy(inputs.features),
     )
     objective = open_objective(cfg, training.prior)
-    module = TwoTowerModule(towers, objective, resident, judge_on(question, inputs), cfg)
+    module = TwoTowerModule(towers, objective, resident, judge_on(question, inputs, cfg), cfg)
     batches = open_batches(training, objective.draws, cfg, torch.device(device), lambda: module.current_epoch)
     last = run_dir / "checkpoints" / "last.ckpt"
     trainer = new_trainer(run_dir, device, cfg)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import sparse
 
 BLOCK_ENTRIES = 2**24  # scores held at once: 64 MiB in float32
 
@@ -19,7 +20,7 @@ class NotFiniteError(ValueError):
 
 @dataclass(frozen=True)
 class Scorer:
-    """A system whose score of a query and a candidate is the product of two vectors.
+    """A system whose score of a query and a candidate is the product of two vectors, and what is added to some.
 
     Towers, class means and ridge regression all are; a (Q, C) matrix is never held whole.
     """
@@ -27,6 +28,7 @@ class Scorer:
     name: str
     queries: np.ndarray  # (Q, D)
     candidates: np.ndarray  # (C, D)
+    added: sparse.csr_array | None = None  # (Q, C), such as votes; few are not 0
 
     def scores(self, query: int, rows: np.ndarray | None = None) -> np.ndarray:
         """Return the scores of one query for all candidates, or for some rows of them.
@@ -35,7 +37,11 @@ class Scorer:
             NotFiniteError: a score is not finite, which would sort to an arbitrary place.
         """
         candidates = self.candidates if rows is None else self.candidates[rows]
-        return self._finite(candidates @ self.queries[query])
+        scores = candidates @ self.queries[query]
+        if self.added is not None:
+            added = self.added[[query]].toarray()[0]
+            scores = scores + (added if rows is None else added[rows])
+        return self._finite(scores)
 
     def each(self, entries: int = BLOCK_ENTRIES) -> Iterator[np.ndarray]:
         """Yield the scores of every query in turn for all candidates, computed by blocks of `entries` scores.
@@ -44,7 +50,10 @@ class Scorer:
         """
         size = max(1, entries // max(1, len(self.candidates)))
         for start in range(0, len(self.queries), size):
-            yield from self._finite(self.queries[start : start + size] @ self.candidates.T)
+            scores = self.queries[start : start + size] @ self.candidates.T
+            if self.added is not None:
+                scores = scores + self.added[start : start + size].toarray()
+            yield from self._finite(scores)
 
     def _finite(self, scores: np.ndarray) -> np.ndarray:
         if not np.isfinite(scores).all():

@@ -27,7 +27,7 @@ from features.config import WordsConfig
 from features.inverted_index import InvertedIndex, intersect
 from features.tag_vectors import TagVectors, open_words, vector_of_tag, word_space
 from features.word_tables import WordTable
-from serve.publish import EMBEDDINGS, RANKED, RECORDS, TAG_EMBEDDINGS
+from serve.publish import EMBEDDINGS, RANKED, RECORDS, TAG_EMBEDDINGS, VOTES
 from serve.query import parse, query_for, split_typed
 from serve.searchers.base import Answer, Hit, ImageDetails, Near, ScoredTag, TagCount
 from train.ranking import top_k
@@ -51,6 +51,9 @@ class LocalSearcher:
         self._embeddings = map_array(directory / EMBEDDINGS, "<f2", (self.num_images, None))  # (N, D)
         self._tags = map_array(directory / TAG_EMBEDDINGS, "<f4", (self.num_tags, None))  # (T, D)
         self._ranked = map_array(directory / RANKED, "<i4", (len(self._index.postings),))
+        self._votes: np.ndarray | None = None  # (P,)
+        if VOTES in manifest.files:
+            self._votes = map_array(directory / VOTES, "<f2", (len(self._index.postings),))
         self._vectors = TagVectors(directory)
         self._records = pa.ipc.open_file(pa.memory_map(str(directory / RECORDS))).read_all()
         self._jpegs = JpegReader(collection)
@@ -66,7 +69,7 @@ class LocalSearcher:
     def search(self, text: str, offset: int, limit: int) -> Answer:
         """Rank the images that carry all tags of `text`, best first, ties by ascending image_id.
 
-        The score of several tags is the mean of their cosines; tags without a word vector add nothing to it.
+        The score of several tags is the mean of theirs; tags without a word vector have no cosine, but may have votes.
         """
         query = parse(text, lambda tag: self._index.tag_row(tag) is not None)
         rows = [row for tag in query.words if (row := self._index.tag_row(tag)) is not None]
@@ -75,7 +78,6 @@ class LocalSearcher:
             unknown = tuple(self.near(word) for word in query.unknown[:MAX_UNKNOWN])
             unknown += tuple(Near(word, (), ()) for word in query.unknown[MAX_UNKNOWN:])
             return Answer(query_for(query.words), tags, unknown, 0, offset, ())
-        wanted = self._mean_embedding(rows)
         if len(rows) == 1:
             start, end = self._index.offsets[rows[0]], self._index.offsets[rows[0] + 1]
             total = int(end - start)
@@ -83,16 +85,26 @@ class LocalSearcher:
         else:
             both = intersect([self._index.posting_list(row) for row in rows])
             total = len(both)
-            page = both[top_k(self._scores(both, wanted), offset + limit)[offset:]]
-        hits = tuple(self._hits(page, self._scores(page, wanted)))
+            page = both[top_k(self._scores(both, rows), offset + limit)[offset:]]
+        hits = tuple(self._hits(page, self._scores(page, rows)))
         return Answer(query_for(query.words), tags, (), total, offset, hits)
 
     def _mean_embedding(self, tag_rows: Sequence[int]) -> np.ndarray:
         known = [row for row in tag_rows if self._vectors.known[row]]
         return np.asarray(self._tags[known].mean(axis=0) if known else np.zeros(self._tags.shape[1], np.float32))
 
-    def _scores(self, image_rows: np.ndarray, embedding: np.ndarray) -> np.ndarray:
-        return np.asarray(self._embeddings[image_rows].astype(np.float32) @ embedding)
+    def _scores(self, image_rows: np.ndarray, tag_rows: Sequence[int]) -> np.ndarray:
+        cosines = self._embeddings[image_rows].astype(np.float32) @ self._mean_embedding(tag_rows)
+        return np.asarray(cosines + self._mean_votes(image_rows, tag_rows))
+
+    def _mean_votes(self, image_rows: np.ndarray, tag_rows: Sequence[int]) -> np.ndarray | float:
+        """Return (n,) float32, the mean over tags of the votes on images that carry them all."""
+        if self._votes is None:
+            return 0.0
+        postings = [
+            self._index.offsets[tag] + np.searchsorted(self._index.posting_list(tag), image_rows) for tag in tag_rows
+        ]
+        return np.asarray(self._votes[np.stack(postings)].astype(np.float32).mean(axis=0))
 
     def _records_of(self, rows: np.ndarray) -> list[Record]:
         return [from_row(row) for row in self._records.take(pa.array(rows)).to_pylist()]
