@@ -14,7 +14,7 @@ SERVE := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(PYTHON) -m serve
 SAMPLE := paths.data=data/sample paths.runs=runs/sample
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help demo sample serve crawl index tag_vectors image_features reduce features train evaluate reverse compare \
+.PHONY: help demo sample serve crawl index tag_vectors image_features reduce features train sweep evaluate reproduce reverse compare \
 	publish verify bench test lint format lock clean
 
 help: ## list the targets
@@ -59,6 +59,9 @@ features: $(READY) ## index, tag_vectors, image_features (reduced with pca=256) 
 
 train: $(READY) ## fit the two towers: ARGS="objective=hinge margin=0.3 run=wide"
 	@$(PYTHON) -m train.fit $(ARGS)
+
+sweep: $(READY) ## train a grid or a search and table it: ARGS="name=margins margin=0.2,0.3,0.5 seeds=[0,1,2]"
+	@$(PYTHON) -m train.sweep $(ARGS)
 
 evaluate: $(READY) ## judge a run and its floors: ARGS="run=wide"
 	@$(PYTHON) -m train.evaluate $(ARGS)

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import errno
 import logging
+import re
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, is_dataclass
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import hydra
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override, OverrideType, Quote, QuotedString, ValueType
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -107,6 +113,82 @@ def typed(cfg: DictConfig, schema: type[T]) -> T:
     return config
 
 
+def compose_typed(stage: str, schema: type[T], overrides: list[str]) -> T:
+    """Compose a stage's config inside a program, from overrides as the command line has them.
+
+    Raises:
+        ConfigError: as `typed`, and where Hydra refuses an override.
+    """
+    started = GlobalHydra.instance().is_initialized()  # by the stage that asks, on the same folder
+    try:
+        with nullcontext() if started else hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+            composed = hydra.compose(stage, overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        told = [error, *([error.__cause__] if isinstance(error.__cause__, OmegaConfBaseException) else [])]
+        raise ConfigError(": ".join(str(each).splitlines()[0].rstrip(".") for each in told)) from error
+    return typed(composed, schema)
+
+
+def override(key: str, value: str) -> str:
+    """Return an override that gives a key a text as it is, whatever signs of Hydra's are in it."""
+    return f"{key}={QuotedString(value, Quote.single).with_quotes()}"
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What a sweep tries for one key: values in order, or an interval to search."""
+
+    key: str
+    values: tuple[str, ...] = ()  # as overrides have them; none for an interval
+    ordered: bool = False  # the values ascend, so that neighbours are alike
+    low: float = 0.0
+    high: float = 0.0
+    whole: bool = False  # the interval's whole numbers alone
+    log: bool = False  # searched by ratio, not by difference
+
+
+def parse_axis(key: str, text: str) -> Axis:
+    """Read one axis in Hydra's sweep syntax: a value, `a,b`, `choice()`, `range()`, `interval()`, `tag(log, ...)`.
+
+    Raises:
+        ConfigError: no such syntax, `glob()`, or no value at all.
+    """
+    try:
+        parsed = OverridesParser.create().parse_override(f"{key}={text}")
+    except HydraException as error:
+        raise ConfigError(f"`{key}={text}` is not Hydra's sweep syntax: {str(error).splitlines()[0]}") from error
+    if parsed.type is not OverrideType.CHANGE or parsed.value_type is ValueType.GLOB_CHOICE_SWEEP:
+        raise ConfigError(f"`{key}={text}` is refused: give values as `a,b`, choice(), range() or interval()")
+    if isinstance(found := parsed.value(), IntervalSweep):
+        return _interval(key, text, found)
+    values = tuple(parsed.sweep_string_iterator()) if parsed.is_sweep_override() else (_element(parsed),)
+    if not values:
+        raise ConfigError(f"`{key}={text}` has no value to try")
+    return Axis(key, tuple(dict.fromkeys(values)), ordered=_ascend(values))
+
+
+def _element(parsed: Override) -> str:
+    return str(parsed.get_value_element_as_str())
+
+
+def _interval(key: str, text: str, found: IntervalSweep) -> Axis:
+    low, high = found.start, found.end
+    log = "log" in found.tags
+    if low is None or high is None or not low < high or (log and low <= 0):
+        above = ", above 0 where it is searched by ratio" if log else ""
+        raise ConfigError(f"`{key}={text}` must go from a lower to a higher number{above}")
+    whole = "int" in found.tags or (isinstance(low, int) and isinstance(high, int))
+    return Axis(key, low=float(low), high=float(high), whole=whole, log=log)
+
+
+def _ascend(values: tuple[str, ...]) -> bool:
+    try:
+        numbers = [float(value) for value in values]
+    except ValueError:
+        return False
+    return numbers == sorted(numbers)
+
+
 def resolved(config: Any) -> dict[str, Any]:
     """Return a typed config as plain nested values, as manifests and `config.yaml` keep it."""
     if not is_dataclass(config) or isinstance(config, type):
@@ -149,8 +231,30 @@ def refuse_hydra_outputs(arguments: list[str]) -> list[str]:
     return arguments
 
 
-def run_stage(stage: Callable[[T], object], schema: type[T], name: str) -> None:
-    """Run a stage from the command line: overrides in, one line on standard error where it cannot go on."""
+def gather(arguments: list[str], schema: type, name: str, rest: str) -> list[str]:
+    """Put the overrides of keys that a stage's schema lacks into its mapping `rest`, texts as they are."""
+    known = {field.name for field in fields(schema)} | {name}  # the stage's presets are a group of its name
+    own, others = [], {}
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if not equals or key.lstrip("+").partition(".")[0] in known:
+            own.append(argument)
+        elif not re.fullmatch(r"[A-Za-z_][\w./]*", key):
+            raise ConfigError(f"`{argument}` is refused: {name} takes plain `key=value`")
+        else:
+            others[key] = QuotedString(value, Quote.single).with_quotes()
+    return [*own, *(f"++{rest}={{{key}:{value}}}" for key, value in others.items())]
+
+
+def run_stage(stage: Callable[[T], object], schema: type[T], name: str, rest: str = "") -> None:
+    """Run a stage from the command line: overrides in, one line on standard error where it cannot go on.
+
+    Args:
+        stage: called with the typed config.
+        schema: its dataclass.
+        name: of its YAML in `configs/`.
+        rest: mapping of the schema that takes the overrides of keys which the schema lacks.
+    """
 
     @hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=name)
     def main(cfg: DictConfig) -> None:
@@ -165,7 +269,8 @@ def run_stage(stage: Callable[[T], object], schema: type[T], name: str) -> None:
             raise SystemExit(f"error: {error}; nothing finished was harmed, run the same command again") from None
 
     try:
-        sys.argv[1:] = refuse_hydra_outputs(expand_argument_files(sys.argv[1:]))
+        arguments = refuse_hydra_outputs(expand_argument_files(sys.argv[1:]))
+        sys.argv[1:] = gather(arguments, schema, name, rest) if rest else arguments
         main()
     except ConfigError as error:
         raise SystemExit(f"error: {error}") from None

@@ -23,6 +23,7 @@ HOMES = {
     "transformers": ["features/huggingface.py"],
     "huggingface_hub": ["features/huggingface.py"],
     "ray": ["configs/executors.py"],
+    "optuna": ["train/search.py"],
     "matplotlib": ["train/plots.py", "train/panels.py"],
     "sklearn": [],
     "torchvision": ["features/"],

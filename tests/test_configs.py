@@ -22,7 +22,9 @@ import serve.publish  # noqa: F401
 import train.compare
 import train.evaluate
 import train.fit
-import train.reverse  # noqa: F401 - importing a stage registers its schema
+import train.results
+import train.reverse
+import train.sweep  # noqa: F401 - importing a stage registers its schema
 from configs.artifacts import ArtifactError
 from configs.compose import (
     CONFIG_DIR,
@@ -43,7 +45,17 @@ from features.config import (
     WordsConfig,
 )
 from serve.config import PublishConfig, ServeConfig
-from train.config import OBJECTIVES, CompareConfig, EvaluateConfig, ReverseConfig, TrainConfig
+from train.config import (
+    OBJECTIVES,
+    CompareConfig,
+    EvaluateConfig,
+    ReproduceConfig,
+    ReverseConfig,
+    SweepConfig,
+    TrainConfig,
+)
+from train.search import probes
+from train.sweep import open_axes, open_space
 
 ROOT = CONFIG_DIR.parent
 STAGES = {
@@ -56,6 +68,8 @@ STAGES = {
     "evaluate": (EvaluateConfig, []),
     "compare": (CompareConfig, ["runs=[a,b]"]),
     "reverse": (ReverseConfig, []),
+    "sweep": (SweepConfig, []),
+    "reproduce": (ReproduceConfig, []),
     "publish": (PublishConfig, []),
     "serve": (ServeConfig, []),
 }
@@ -114,9 +128,19 @@ def test_every_experiment_composes_and_names_its_run(name):
     assert composed("train", f"experiment={name}").run != TrainConfig().run
 
 
-@pytest.mark.parametrize("name", options("experiment"))
-def test_every_experiment_opens_with_four_lines_of_comment(name):
-    header = (CONFIG_DIR / "experiment" / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[:4]
+@pytest.mark.parametrize("name", options("sweep"))
+def test_every_recorded_sweep_composes_and_so_does_what_it_tries(name):
+    cfg = composed("sweep", f"sweep={name}")
+    assert cfg.name == name
+    for chosen in probes(open_space(open_axes(cfg)[0], cfg)):
+        composed("train", *(f"{key}={value}" for key, value in chosen.items()))
+
+
+@pytest.mark.parametrize(
+    ("group", "name"), [(group, name) for group in ("experiment", "sweep") for name in options(group)]
+)
+def test_every_experiment_and_recorded_sweep_opens_with_four_lines_of_comment(group, name):
+    header = (CONFIG_DIR / group / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[:4]
     assert len(header) == 4
     assert all(line.startswith("#") for line in header)
 
@@ -358,6 +382,7 @@ def test_what_would_let_hydra_write_or_drop_a_key_is_refused(argument):
 README = (CONFIG_DIR.parent / "README.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(
     r'make (crawl|tag_vectors|image_features|reduce|train|evaluate|compare|publish|serve) (?:PORT=\d+ )?ARGS="([^"]+)"',
+    r'make (crawl|tag_vectors|image_features|reduce|train|sweep|evaluate|publish|serve) (?:PORT=\d+ )?ARGS="([^"]+)"',
     README,
 )
 

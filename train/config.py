@@ -1,4 +1,4 @@
-"""Typed configuration of the stages train and evaluate."""
+"""Typed configuration of the stages train, evaluate and sweep."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ ACTIVATIONS = ("relu", "none")
 NORMALISATIONS = ("none", "layer")
 SCALINGS = ("standardise", "root", "none")
 OPTIMIZERS = ("adamw", "sgd")
+SAMPLERS = ("grid", "tpe")
+KEEPS = ("all", "best")
 
 
 @dataclass
@@ -212,6 +214,55 @@ class ReverseConfig:
             raise ValueError(f"seed must lie in [0, {2**32}), got {self.seed}")
         _check_cutoffs(self.cutoffs, self.depth)
         _check_resamples(self.resamples)
+
+
+@dataclass
+class SweepConfig:
+    """Train many points, overrides of train, and table them by val_map."""
+
+    paths: Paths = field(default_factory=Paths)
+    name: str = "sweep"  # of its directory under paths.runs/.sweeps
+    axes: dict[str, str] = field(default_factory=dict)  # train's key -> values in Hydra's sweep syntax
+    sampler: str = "grid"  # grid, tpe
+    trials: int = 40  # points that tpe tries
+    sampler_seed: int = 0  # of tpe
+    seeds: list[int] = field(default_factory=lambda: [0])  # of train; a point's value is the mean over them
+    collections: list[str] = field(default_factory=list)  # data directories a point is trained on; none: paths.data
+    jobs: int = 1  # points trained side by side, which share the threads out
+    retry: bool = False  # try points again that failed
+    keep: str = "all"  # checkpoints and logs of all runs, or of the best point's alone
+
+    def __post_init__(self) -> None:
+        check_name("name", self.name)
+        for name, allowed in {"sampler": SAMPLERS, "keep": KEEPS}.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got '{getattr(self, name)}'")
+        for name in ("trials", "jobs"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        if self.sampler_seed < 0:
+            raise ValueError(f"sampler_seed must be 0 or more, got {self.sampler_seed}")
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds must be different numbers, one at least, got {self.seeds}")
+        if len(set(self.collections)) != len(self.collections):
+            raise ValueError(f"collections must be different directories, got {self.collections}")
+
+
+@dataclass
+class ReproduceConfig:
+    """Run the tables of results again and compare."""
+
+    paths: Paths = field(default_factory=Paths)  # runs go to paths.runs/.reproduced
+    file: str = "train/results.yaml"  # tables with the overrides that train their rows, and their figures
+    collections: dict[str, str] = field(default_factory=dict)  # name in the tables -> data directory
+    tables: list[str] = field(default_factory=list)  # to run; none: all
+    rows: list[str] = field(default_factory=list)  # trained ones to run; none: all
+    jobs: int = 1  # trainings side by side, which share the threads out
+    record: bool = False  # take the figures found over into the file
+
+    def __post_init__(self) -> None:
+        if self.jobs < 1:
+            raise ValueError(f"jobs must be 1 or more, got {self.jobs}")
 
 
 def _check_cutoffs(cutoffs: list[int], depth: int) -> None:

@@ -7,7 +7,6 @@ are extracted where they are missing.
 from __future__ import annotations
 
 import argparse
-from collections import defaultdict
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
@@ -15,8 +14,8 @@ from hydra import compose, initialize_config_dir
 from configs.compose import CONFIG_DIR, Paths, typed
 from features.config import BackboneConfig, ImageFeaturesConfig
 from features.extract import extract
-from tests.bench.quality import SEEDS, Values, collect, summary, train_and_judge
-from tests.bench.result import finish
+from tests.bench.result import SEEDS, finish, train_and_judge
+from train.results import add_values, figure, new_values
 
 BACKBONES = ("resnet50", "efficientnet_lite0", "color_histogram")  # those carried
 
@@ -30,13 +29,12 @@ def composed(name: str) -> BackboneConfig:
 def gallery(data: str, runs: str, name: str, overrides: list[str]) -> dict[str, float]:
     """Return evaluation A of towers on a backbone: mAP over three seeds, with its interval over tags."""
     extract(ImageFeaturesConfig(Paths(data), composed(name)))
-    values: Values = defaultdict(lambda: defaultdict(list))
-    by_metric = {"map": values, "auc": defaultdict(lambda: defaultdict(list))}
+    values = new_values()
     for seed in SEEDS:
         places = [f"paths.data={data}", f"paths.runs={runs}/{name}"]
-        run = train_and_judge("default", seed, places, [f"backbone={name}", *overrides])
-        collect(by_metric, Path(runs) / name / run / "evaluation" / "test" / "per_tag.csv", "default")
-    return summary(values["gallery", "default"])
+        run = train_and_judge(seed, places, [f"backbone={name}", *overrides])
+        add_values(values, Path(runs) / name / run / "evaluation" / "test" / "per_tag.csv", "default")
+    return vars(figure(values["gallery", "default", "map"]))
 
 
 def main() -> None:

@@ -39,8 +39,8 @@ from features.inverted_index import open_index
 from features.neighbours import neighbours_kept
 from features.reduce import CHUNK_ROWS, moments, principal_components, project, reduce, search_ms
 from features.spaces import basis_directory
-from tests.bench.quality import SEEDS, Values, collect, difference, summary, train_and_judge
-from tests.bench.result import finish
+from tests.bench.result import SEEDS, finish, train_and_judge
+from train.results import add_values, difference, figure, new_values
 
 INK, GRID = "#222222", "#cccccc"
 COLOURS = {"variance": "#0072b2", "neighbours": "#d55e00", "map": "#009e73"}  # Okabe and Ito: told apart by all eyes
@@ -179,16 +179,17 @@ def measure_choices(reductions: Reductions, width: int) -> dict[str, float]:
 
 def train_all(data: Path, widths: list[str], arguments: argparse.Namespace, work: Path) -> dict[str, dict[str, Any]]:
     """Return mAP of tag -> gallery on every width, and by how much it is above that of features as extracted."""
-    values: dict[str, Values] = {metric: defaultdict(lambda: defaultdict(list)) for metric in ("map", "auc")}
+    values = new_values()
     for pca in ["extracted", *widths]:
         paths = [f"paths.data={data}", f"paths.runs={work / 'runs' / pca}"]
         chosen = [] if pca == "extracted" else [f"pca={pca}"]
         for seed in SEEDS[: arguments.seeds]:
-            run = train_and_judge("default", seed, paths, [*chosen, *arguments.overrides])
-            collect(values, work / "runs" / pca / run / "evaluation" / "test" / "per_tag.csv", pca)
+            run = train_and_judge(seed, paths, [*chosen, *arguments.overrides])
+            add_values(values, work / "runs" / pca / run / "evaluation" / "test" / "per_tag.csv", pca)
+    found = {pca: values["gallery", pca, "map"] for pca in ["extracted", *widths]}
     return {
-        pca: {**summary(values["map"]["gallery", pca]), "over": difference(values["map"], "gallery", pca, "extracted")}
-        for pca in ["extracted", *widths]
+        pca: {**vars(figure(each)), "over": difference(each, found["extracted"]).signed()}
+        for pca, each in found.items()
     }
 
 

@@ -1,13 +1,30 @@
-"""How a benchmark ends: one JSON object on its last line."""
+"""What benchmarks share: stages run as commands, and one JSON object on the last line."""
 
 from __future__ import annotations
 
 import json
 import os
 import platform
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+SEEDS = (0, 1, 2)
+
+
+def stage(module: str, *overrides: str) -> None:
+    """Run one stage to its end."""
+    subprocess.run([sys.executable, "-m", module, *overrides], check=True)
+
+
+def train_and_judge(seed: int, paths: list[str], overrides: list[str]) -> str:
+    """Train one run and evaluate it on test; return its name. A finished run is not trained again."""
+    run = f"default-{seed}"
+    stage("train.fit", f"run={run}", f"seed={seed}", *paths, *overrides)
+    stage("train.evaluate", f"run={run}", *paths)
+    return run
 
 
 def device() -> str:

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.compose import Paths
-from tests.bench.quality import stage
-from tests.bench.result import finish
+from tests.bench.result import finish, stage
 from train.config import ReverseConfig
 from train.reverse import reverse
 

@@ -37,8 +37,8 @@ from features.inverted_index import open_index
 from features.tag_vectors import open_words
 from features.train_words import sentences, train_table
 from features.word_tables import CARRIED
-from tests.bench.quality import SEEDS, Values, collect, difference, stage, summary, train_and_judge
-from tests.bench.result import finish, resident_mib
+from tests.bench.result import SEEDS, finish, resident_mib, stage, train_and_judge
+from train.results import Values, add_values, difference, figure, new_values
 
 NUM_WORDS, DIM = 400_000, 200
 NUM_LOOKUPS = 1000
@@ -153,15 +153,15 @@ def copy_of(data: Path, target: Path) -> Path:
     return target
 
 
-def judge(table: str, words: list[str], arguments: argparse.Namespace, values: dict[str, Values]) -> dict[str, int]:
+def judge(table: str, words: list[str], arguments: argparse.Namespace, values: Values) -> dict[str, int]:
     """Train and evaluate every seed with one table; return how many of the tags it knows."""
     data = copy_of(arguments.data, arguments.work / table / "data")
     runs = arguments.work / table / "runs"
     paths = [f"paths.data={data}", f"paths.runs={runs}"]
     stage("features.embed_tags", *words, paths[0])
     for seed in SEEDS[: arguments.seeds]:
-        run = train_and_judge("default", seed, paths, arguments.overrides)
-        collect(values, runs / run / "evaluation" / "test" / "per_tag.csv", table)
+        run = train_and_judge(seed, paths, arguments.overrides)
+        add_values(values, runs / run / "evaluation" / "test" / "per_tag.csv", table)
     vectors = current_generation(data / "tag_vectors", make="make tag_vectors")
     facts = open_artifact(vectors, "tag_vectors", make="make tag_vectors").facts
     return {name: facts[name] for name in ("num_tags", "num_known")}
@@ -179,17 +179,17 @@ def ablation(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
         "train": ["words=train"],
         name: ["words=word2vec", f"words.path='{glove}'"],
     }
-    values: dict[str, Values] = {metric: defaultdict(lambda: defaultdict(list)) for metric in ("map", "auc")}
+    values = new_values()
     known = {table: judge(table, words, arguments, values) for table, words in tables.items()}
-    found = values["map"]
-    shared = set.intersection(*(set(found["gallery", table]) for table in tables))
-    both = {("gallery", table): {tag: found["gallery", table][tag] for tag in sorted(shared)} for table in tables}
+    found = {table: values["gallery", table, "map"] for table in tables}
+    shared = set.intersection(*(set(each) for each in found.values()))
+    both = {table: {tag: each[tag] for tag in sorted(shared)} for table, each in found.items()}
     return {
         table: {
             **known[table],
-            "own": summary(found["gallery", table]),
-            "shared": summary(both["gallery", table]),
-            "over_carried": difference(both, "gallery", table, "carried"),
+            "own": vars(figure(found[table])),
+            "shared": vars(figure(both[table])),
+            "over_carried": difference(both[table], both["carried"]).signed(),
         }
         for table in tables
     }
