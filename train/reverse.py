@@ -246,7 +246,7 @@ def curves_svg(judged: Mapping[str, Judged], metrics: Mapping[str, Any], cutoffs
             mean, low, high = ([found[f"{metric}@{cut}"][end] for cut in cutoffs] for end in ("mean", "low", "high"))
             lines.append(Line(name, cutoffs, mean, low, high))
         panels.append(Panel(heading, "k", "mean over queries", lines, log_x=True))
-    return svg(panels, f"Reverse image search by {metrics['classes']}: mAP@k and mAR@k over k")
+    return svg(panels, "reverse", f"Reverse image search by {metrics['classes']}: mAP@k and mAR@k over k")
 
 
 def table(metrics: Mapping[str, Any], cutoffs: list[int]) -> str:
