@@ -85,8 +85,8 @@ def test_average_precision_over_the_whole_ranking_is_that_of_trec_eval():
         assert average_precision(ranks) == pytest.approx(theirs[query])
 
 
-# Scores, relevant rows, and what trec_eval (of pytrec_eval-terrier 0.5.11) gave for the order best first, equal scores by
-# ascending row: map, recip_rank, map_cut_3, P_3, recall_3, success_3, ndcg_cut_3.
+# Scores, relevant rows, and what trec_eval (of pytrec_eval-terrier 0.5.11) gave for the order best first, equal scores
+# by ascending row: map, recip_rank, map_cut_3, P_3, recall_3, success_3, ndcg_cut_3.
 STORED = {
     "tied": ([0.5, 0.9, 0.5, 0.9, 0.1], [0, 3], [0.5833333333, 0.5, 0.5833333333, 0.6666666667, 1, 1, 0.6934264036]),
     "all tied": ([0.2] * 5, [1, 4], [0.45, 0.5, 0.25, 0.3333333333, 0.5, 1, 0.3868528072]),

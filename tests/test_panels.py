@@ -6,6 +6,7 @@ from xml.etree import ElementTree
 import pytest
 
 from train.panels import Line, Panel, svg
+from train.plots import SERIES
 
 PANELS = [
     Panel("left", "k", "mAP", [Line("a", [1, 10], [0.2, 0.4]), Line("a", [1], [0.2], [0.1], [0.3])], log_x=True),
@@ -15,7 +16,7 @@ PANELS = [
 
 @pytest.fixture(scope="module")
 def drawn():
-    return svg(PANELS, 'curves of "a" & b')
+    return svg(PANELS, "curves", 'curves of "a" & b')
 
 
 def test_it_is_one_svg_element_with_its_title(drawn):
@@ -25,12 +26,12 @@ def test_it_is_one_svg_element_with_its_title(drawn):
 
 
 def test_the_same_panels_give_the_same_bytes(drawn):
-    assert svg(PANELS, 'curves of "a" & b') == drawn
+    assert svg(PANELS, "curves", 'curves of "a" & b') == drawn
 
 
 def test_ink_is_that_of_the_page_and_the_ground_is_left_free(drawn):
     assert "currentColor" in drawn
-    assert set(re.findall(r"#[0-9a-f]{6}", drawn)) == {"#3b82f6", "#d97706", "#1a1a1a", "#e8e8e8"}
+    assert set(re.findall(r"#[0-9a-f]{6}", drawn)) == {*SERIES[:2], "#1a1a1a", "#e8e8e8"}
 
 
 def test_every_system_is_named_once_in_text(drawn):

@@ -75,10 +75,10 @@ def test_features_that_show_the_tags_beat_chance(metrics):
     assert min(found["trained"]["low"], found["synthetic"]["low"]) > found["random"]["high"]
 
 
-def test_a_second_call_says_done(own, directory, caplog):
+def test_a_second_call_says_done_however_the_classes_are_named(own, directory, caplog):
     before = (directory / "manifest.json").stat().st_mtime_ns
     with caplog.at_level("INFO", "train.reverse"):
-        reverse(config(own, run="small", classes="labels"))
+        reverse(config(own, run="small", classes="auto"))
     assert "already done" in caplog.text
     assert (directory / "manifest.json").stat().st_mtime_ns == before
 
@@ -98,6 +98,25 @@ def test_features_that_come_later_are_judged_too_and_others_are_left_out(trained
     above = found["minus_histogram"]["synthetic"]["map"]["mean"]
     means = {system: values["map"]["mean"] for system, values in found["systems"].items()}
     assert above == pytest.approx(means["synthetic"] - means["color_histogram"])
+
+
+def test_features_of_one_name_are_told_apart_and_those_of_too_few_images_left_out(trained, tmp_path, caplog):
+    paths = copy_line(trained, tmp_path)
+    twin = BackboneConfig(name="synthetic", architecture="synthetic", width=WIDTH, resize_px=96, crop_px=96)
+    store_features(paths, twin, noise=3.0)
+    part = next(next(paths.artifact("image_features").glob("histogram-*")).glob("*.npy"))
+    part.unlink()
+    found = json.loads((reverse(config(paths, classes="kind")) / "metrics.json").read_text())
+    names = sorted(path.name for path in paths.artifact("image_features").glob("synthetic-*"))
+    assert list(found["systems"]) == [*names, "random"]
+    assert "280 images have no feature there; run `make image_features ARGS=" in caplog.text
+
+
+def test_cutoffs_beyond_the_gallery_are_left_out(own):
+    found = json.loads(
+        (reverse(config(own, classes="kind", split="val", depth=500, cutoffs=[400])) / "metrics.json").read_text()
+    )
+    assert list(found["systems"]["random"]) == ["map"]
 
 
 def test_only_the_features_asked_for_are_judged(own):

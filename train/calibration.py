@@ -259,7 +259,7 @@ def reliability_svg(
         Panel("One result", "probability promised", "share right", probabilities, diagonal=True),
         Panel("All results above a score", "score", "share", cuts),
     ]
-    return svg(panels, "What the score promises and what test pictures have")
+    return svg(panels, "reliability", "What the score promises and what test pictures have")
 
 
 def read_calibration(path: Path) -> Calibration:

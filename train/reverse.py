@@ -55,8 +55,12 @@ POINTS = 120  # of a drawn curve
 HEADINGS = {"map": "mAP@k by R", "map_capped": "mAP@k by min(R, k)", "recall": "mAR@k"}
 
 
-def stores(paths: Paths, gate: str, wanted: list[str]) -> dict[str, tuple[FeatureStore, Manifest]]:
-    """Return the features at hand by name, such as `resnet50-pca256`; what other code or weights made is left out.
+def stores(
+    paths: Paths, index: InvertedIndex, gate: str, wanted: list[str]
+) -> dict[str, tuple[FeatureStore, Manifest]]:
+    """Return the features at hand by name, such as `resnet50-pca256`, that all images of the index have.
+
+    What other weights or another gate made is left out.
 
     Raises:
         ArtifactError: one that is wanted is not there.
@@ -68,10 +72,13 @@ def stores(paths: Paths, gate: str, wanted: list[str]) -> dict[str, tuple[Featur
             continue
         try:
             store, manifest = open_store(features_of(manifest, paths), gate)
+            missing = len(store.missing(index))
         except ArtifactError as error:
             log.warning("without '%s': %s", directory, error)
             continue
-        if store.directory == directory:
+        if missing:
+            log.warning("without '%s': %d images have no feature there; run `%s`", directory, missing, store.make)
+        elif store.directory == directory:
             found[directory.name] = (store, manifest)
     heads = Counter(name.rpartition("-")[0] for name in found)
     named = {head if heads[head := name.rpartition("-")[0]] == 1 else name: found[name] for name in found}
@@ -106,7 +113,7 @@ def systems_of(
         towers, manifest, inputs = open_run(cfg.paths, cfg.run)
         found[TRAINED] = lambda rows: embed(towers.image, torch.from_numpy(inputs.features[rows])).numpy()
         run = {"run": manifest.content_id}
-    for name, (store, sealed) in stores(cfg.paths, gate, cfg.features).items():
+    for name, (store, sealed) in stores(cfg.paths, index, gate, cfg.features).items():
         found[name] = partial(features_of_rows, store, index)
         content[name] = sealed.content_id
     return found, content, run
@@ -121,7 +128,7 @@ def reverse(cfg: ReverseConfig) -> Path:
     gallery = np.flatnonzero(splits == SPLITS.index(cfg.split)) if cfg.split != "all" else np.arange(len(splits))
     classes = classes_of(cfg.classes, index, gallery, collection)
     provenance = {"index": manifest.content_id, "collection": collection.content_id, **run}
-    recipe = digest([REVERSE_VERSION, recipe_config(cfg), provenance, content])
+    recipe = digest([REVERSE_VERSION, {**recipe_config(cfg), "classes": classes.name}, provenance, content])
     name = f"{classes.name}-{cfg.split}"
     runs = cfg.paths.run(cfg.run) / "evaluation" / f"reverse-{name}"
     directory = runs if cfg.run else cfg.paths.artifact("reverse") / name
@@ -239,7 +246,7 @@ def curves_svg(judged: Mapping[str, Judged], metrics: Mapping[str, Any], cutoffs
             mean, low, high = ([found[f"{metric}@{cut}"][end] for cut in cutoffs] for end in ("mean", "low", "high"))
             lines.append(Line(name, cutoffs, mean, low, high))
         panels.append(Panel(heading, "k", "mean over queries", lines, log_x=True))
-    return svg(panels, f"Reverse image search by {metrics['classes']}: mAP@k and mAR@k over k")
+    return svg(panels, "reverse", f"Reverse image search by {metrics['classes']}: mAP@k and mAR@k over k")
 
 
 def table(metrics: Mapping[str, Any], cutoffs: list[int]) -> str:
