@@ -122,7 +122,7 @@ class ExtractionConfig:
     paths: Paths = field(default_factory=Paths)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     precision: str = "f32"  # f32; bf16 or int8 where calibration finds that they keep the neighbours
-    views: int = 1  # 1 centre crop; the mean of 2, it and its mirror image; of 10, centre, corners and their mirror images
+    views: int = 1  # whose mean is the feature: 1, the centre; 2, its mirror image too; 10, the corners too
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
@@ -130,7 +130,7 @@ class ExtractionConfig:
         if self.views not in VIEWS:
             raise ValueError(f"views must be one of {', '.join(map(str, VIEWS))}, got {self.views}")
         if self.views > 1 and self.backbone.architecture == "color_histogram":
-            raise ValueError(f"views={self.views} is for networks; colours are the same in a mirror image, so say views=1")
+            raise ValueError(f"views={self.views} is for networks; a colour histogram is of one view: say views=1")
 
 
 @dataclass

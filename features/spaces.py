@@ -1,8 +1,8 @@
 """Feature spaces: which features may stand beside each other, and in which directory they lie.
 
 A feature space is a digest of all that shapes a feature: gate, weights, preprocessing and views; in a lower precision
-the calibration that allowed it; after PCA its basis. Calibration and basis are made once and then frozen, so that an image
-that comes later gets a feature that fits the earlier ones.
+the calibration that allowed it; after PCA its basis. Calibration and basis are made once and then frozen, so that an
+image that comes later gets a feature that fits the earlier ones.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ def full_space(cfg: ExtractionConfig, gate: str) -> str:
     """
     centre = backbone_space(cfg.backbone, gate)
     if cfg.views == 10 and settle(cfg.backbone).squash:
-        raise ArtifactError(f"views=10 cuts corners off, and backbone '{cfg.backbone.name}' looks at whole pictures: say views=2")
+        raise ArtifactError(
+            f"views=10 cuts corners off, and backbone '{cfg.backbone.name}' looks at whole pictures: say views=2"
+        )
     return centre if cfg.views == 1 else digest([centre, "mean over views", cfg.views])
 
 
