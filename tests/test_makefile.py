@@ -23,7 +23,13 @@ def dry(*arguments):
 
 @pytest.mark.parametrize(
     ("target", "module"),
-    [("crawl", "crawl.collect"), ("features", "features"), ("train", "train.fit"), ("serve", "serve")],
+    [
+        ("crawl", "crawl.collect"),
+        ("features", "features"),
+        ("train", "train.fit"),
+        ("sweep", "train.sweep"),
+        ("serve", "serve"),
+    ],
 )
 def test_overrides_with_blanks_and_quotes_arrive_whole(target, module):
     _, out, _ = dry(target, "ARGS=paths.data=\"my data\" run='a b'")

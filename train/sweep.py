@@ -8,6 +8,7 @@ Writes  runs/<point>-<inputs>-<seed>, ordinary runs; runs/.sweeps/<name>/{defini
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -216,7 +217,8 @@ class Sweep:
 
     def save_best(self, best: Point) -> None:
         """Write the best point as the text of an experiment."""
-        over = f"mean over seeds {', '.join(map(str, self.seeds))} of {', '.join(self.collections)}"
+        names = ", ".join(Path(collection).name for collection in self.collections)  # paths are this machine's
+        over = f"mean over seeds {', '.join(map(str, self.seeds))} of {names}"
         done = sum(point.state == "done" for point in self.points)
         found = f"val_map {best.value:.4f}, {over}; best of {done} points of {self.cfg.sampler}"
         atomic_write(self.directory / "best.yaml", experiment_yaml(self.cfg.name, best.chosen, found))
@@ -256,27 +258,30 @@ def train_point(point: Point, runs: str, trainings: Trainings) -> tuple[Point, s
     """Train what a point still lacks, and return it with what the training that failed printed."""
     done: list[Training] = []
     for training in point.trainings:
-        started = time.monotonic()
-        run_dir = Paths(runs=runs).run(training.run)
-        was_there = read_manifest(run_dir) is not None
-        paths = [override("paths.data", training.collection), override("paths.runs", runs)]
-        chosen = [f"{key}={value}" for key, value in point.chosen.items()]
-        overrides = [*chosen, f"run={training.run}", f"seed={training.seed}", *paths]
-        manifest, printed = trainings.train(run_dir, overrides)
-        if manifest is None:
-            where = f"seed {training.seed} of {training.collection}"
+        ended, printed = train_one(training, point.chosen, runs, trainings)
+        if printed:
+            why = f"seed {training.seed} of {training.collection}: {reason(printed)}"
             left = point.trainings[len(done) :]
-            failed = replace(point, trainings=[*done, *left], state="failed", reason=f"{where}: {reason(printed)}")
-            return failed, printed
-        done.append(
-            replace(
-                training,
-                val_map=manifest.facts["val_map"],
-                epochs=manifest.facts["num_epochs"],
-                seconds=training.seconds if was_there else time.monotonic() - started,
-            )
-        )
+            return replace(point, trainings=[*done, *left], state="failed", reason=why), printed
+        done.append(ended)
     return replace(point, trainings=done, state="done"), ""
+
+
+def train_one(training: Training, chosen: Chosen, runs: str, trainings: Trainings) -> tuple[Training, str]:
+    """Train one run of a point, unless it is finished; return it, and what it printed where it failed."""
+    started = time.monotonic()
+    run_dir = Paths(runs=runs).run(training.run)
+    was_there = read_manifest(run_dir) is not None
+    paths = [override("paths.data", training.collection), override("paths.runs", runs)]
+    overrides = [f"{key}={value}" for key, value in chosen.items()]
+    manifest, printed = trainings.train(run_dir, [*overrides, f"run={training.run}", f"seed={training.seed}", *paths])
+    if manifest is None:
+        return training, printed
+    if not math.isfinite(manifest.facts["val_map"]):
+        return training, f"error: val_map is {manifest.facts['val_map']}"
+    seconds = training.seconds if was_there else time.monotonic() - started
+    facts = {"val_map": manifest.facts["val_map"], "epochs": manifest.facts["num_epochs"]}
+    return replace(training, seconds=seconds, **facts), ""
 
 
 def train_points(book: Sweep) -> None:

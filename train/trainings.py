@@ -54,7 +54,7 @@ class Trainings:
             if status == 0:
                 return read_manifest(run_dir), printed
             if BUSY not in printed:
-                return None, f"{printed}\n{ended(status)}" if status < 0 else printed
+                return None, f"{printed}\n{ended(status)}"
 
     def stop(self) -> None:
         """End all trainings; their runs go on from their last checkpoints another time."""
@@ -124,7 +124,9 @@ def is_held(run_dir: Path) -> bool:
 
 
 def ended(status: int) -> str:
-    """Say by which signal a process ended."""
+    """Say by which signal a process ended, if by one."""
+    if status >= 0:
+        return f"(exit status {status})"
     name = signal.Signals(-status).name
     return f"error: killed by {name}" + (", as where memory runs out" if name == "SIGKILL" else "")
 
@@ -132,5 +134,6 @@ def ended(status: int) -> str:
 def reason(printed: str) -> str:
     """Return the line that says why a training failed: its last error, or its last line."""
     lines = [line.strip() for line in printed.splitlines() if line.strip()]
+    lines = [line for line in lines if not line.startswith("(exit status")] or lines
     errors = [line for line in lines if ERROR.match(line)]
     return (errors or lines or ["it printed nothing"])[-1].removeprefix("error: ")
