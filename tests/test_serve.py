@@ -68,6 +68,19 @@ def test_start_page_says_what_is_searched_and_offers_popular_tags(client):
     assert "/?q=animal" in [a["href"] for a in page.all("a")]
 
 
+@pytest.mark.parametrize("voted", [False, True])
+def test_results_say_whether_votes_are_part_of_the_score(voted, monkeypatch):
+    search = StubSearcher.search
+    monkeypatch.setattr(
+        StubSearcher, "search", lambda self, *asked: dataclasses.replace(search(self, *asked), voted=voted)
+    )
+    client = create_app(lambda: StubSearcher()).test_client()
+    page = client.get("/?q=animal").get_data(as_text=True)
+    assert ("votes of the most similar pictures" in page) == voted
+    assert ("at most 1, higher is better" in page) == (not voted)
+    assert client.get("/api/v1/search?q=animal").get_json()["voted"] == voted
+
+
 def test_results_show_count_score_credit_and_size_of_every_picture(client):
     page = page_of(client, "/?q=animal")
     pictures = page.all("img")

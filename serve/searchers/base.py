@@ -55,6 +55,7 @@ class Answer:
     total: int  # images that carry all tags
     offset: int
     hits: tuple[Hit, ...]
+    voted: bool = False  # whether a score is a cosine alone, or with votes of the nearest train images
 
 
 @dataclass(frozen=True)

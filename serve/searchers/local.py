@@ -87,7 +87,7 @@ class LocalSearcher:
             total = len(both)
             page = both[top_k(self._scores(both, rows), offset + limit)[offset:]]
         hits = tuple(self._hits(page, self._scores(page, rows)))
-        return Answer(query_for(query.words), tags, (), total, offset, hits)
+        return Answer(query_for(query.words), tags, (), total, offset, hits, voted=self._votes is not None)
 
     def _mean_embedding(self, tag_rows: Sequence[int]) -> np.ndarray:
         known = [row for row in tag_rows if self._vectors.known[row]]
