@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -31,6 +32,16 @@ from features.inverted_index import InvertedIndex
 from features.spaces import feature_space, overrides, store_directory, width_of
 
 _ID_LINE = np.dtype([("image_id", "S16"), ("newline", "S1")])
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the features of N images lie in a store."""
+
+    parts: list[str]
+    sizes: list[int]  # images of each part
+    part_of: np.ndarray  # (N,) int64, which of the parts
+    row_of: np.ndarray  # (N,) int64, at which of its rows
 
 
 class FeatureStore:
@@ -114,28 +125,56 @@ class FeatureStore:
             part_keys = _as_numbers(self.ids(part))
             start = int(np.searchsorted(ascending, part_keys[0]))
             if in_order and np.array_equal(ascending[start : start + len(part_keys)], part_keys):
-                self._read_into(rows[start : start + len(part_keys)], part)
+                self.read_into(rows[start : start + len(part_keys)], part, len(part_keys))
                 found[start : start + len(part_keys)] = True
                 continue
             at = np.minimum(np.searchsorted(ascending, part_keys), len(ascending) - 1)
             wanted = ascending[at] == part_keys
             rows[order[at[wanted]]] = self.rows(part)[wanted]
             found[order[at[wanted]]] = True
+        self._require_all(found)
+        return rows
+
+    def locate(self, image_ids: np.ndarray) -> Places:
+        """Find images without reading their features.
+
+        Raises:
+            ArtifactError: images without a feature.
+        """
+        keys = _as_numbers(image_ids)
+        order = np.argsort(keys)
+        ascending = keys[order]
+        part_of, row_of = np.full(len(keys), -1, dtype=np.int64), np.zeros(len(keys), dtype=np.int64)
+        parts, sizes = self.parts(), []
+        for number, part in enumerate(parts):
+            part_keys = _as_numbers(self.ids(part))
+            at = np.minimum(np.searchsorted(ascending, part_keys), len(ascending) - 1)
+            wanted = np.flatnonzero(ascending[at] == part_keys)
+            part_of[order[at[wanted]]], row_of[order[at[wanted]]] = number, wanted
+            sizes.append(len(part_keys))
+        self._require_all(part_of >= 0)
+        return Places(parts, sizes, part_of, row_of)
+
+    def read_into(self, target: np.ndarray, part: str, size: int, start: int = 0) -> None:
+        """Read rows of a part of `size` images, from `start` on, to where they belong: (n, width) float16.
+
+        One plain read, which spares mapping their pages one by one.
+        """
+        path = self.directory / f"{part}.npy"
+        header = _npy_header((size, self.width))
+        with path.open("rb", buffering=0) as stream:
+            row_bytes = target.itemsize * self.width
+            whole = stream.read(len(header)) == header and path.stat().st_size == len(header) + size * row_bytes
+            stream.seek(len(header) + start * row_bytes)
+            if not whole or stream.readinto(target.data.cast("B")) != target.nbytes:
+                target[:] = self.rows(part)[start : start + len(target)]  # which says what is wrong with it
+
+    def _require_all(self, found: np.ndarray) -> None:
         if not found.all():
             raise ArtifactError(
                 f"{int((~found).sum())} of {len(found)} images have no feature in '{self.directory}'. "
                 f"Run `{self.make}`."
             )
-        return rows
-
-    def _read_into(self, target: np.ndarray, part: str) -> None:
-        """Read a whole part to where it belongs, which spares mapping its pages one by one."""
-        path = self.directory / f"{part}.npy"
-        header = _npy_header(target.shape)
-        with path.open("rb", buffering=0) as stream:
-            whole = stream.read(len(header)) == header and path.stat().st_size == len(header) + target.nbytes
-            if not whole or stream.readinto(target.data.cast("B")) != target.nbytes:
-                target[:] = self.rows(part)  # which says what is wrong with it
 
 
 @cache

@@ -66,7 +66,7 @@ def rank_postings(
 
 def posting_votes(run: Manifest, inputs: Inputs) -> np.ndarray | None:
     """Return (P,) float16, the run's weight times the votes on each posting, or None where it has no votes."""
-    voting = open_voting(run.config, lambda rows: inputs.features[rows], inputs.index)
+    voting = open_voting(run.config, inputs.features_at, inputs.index)
     if voting is None:
         return None
     return np.asarray(run.config["tag_voting"] * voting.votes_by_posting(), dtype=np.float16)

@@ -11,7 +11,15 @@ from crawl.records import TEST, TRAIN, VAL
 from crawl.tags import related_tags
 from features.inverted_index import InvertedIndex
 from tests.synthetic import NO_VECTOR
-from train.batches import ImageBatches, PairBatches, TagLists, TrainingSet, is_withheld, spared_tags, training_pairs
+from train.batches import (
+    ImageBatches,
+    PairBatches,
+    ResidentFeatures,
+    TrainingSet,
+    is_withheld,
+    spared_tags,
+    training_pairs,
+)
 
 CPU = torch.device("cpu")
 
@@ -35,8 +43,14 @@ def training_of(index, known=None, relations=NO_RELATIONS, weighting=0.0):
     return TrainingSet(pairs, index.num_tags, index.by_image, spared_tags(index, relations), weighting)
 
 
+def features_of(index):
+    """Features that tell whose they are: image r has (r, r + 0.5)."""
+    rows = torch.arange(index.num_images).half()
+    return ResidentFeatures(torch.stack([rows, rows + 0.5], dim=1), CPU)
+
+
 def batches_of(index, known=None, batch_size=2, seed=0, epoch=0, **options):
-    return PairBatches(training_of(index, known), batch_size, seed, CPU, lambda: epoch, **options)
+    return PairBatches(training_of(index, known), features_of(index), batch_size, seed, CPU, lambda: epoch, **options)
 
 
 def listed_pairs(batches):
@@ -50,22 +64,10 @@ def listed_pairs(batches):
 posting_lists = st.lists(st.sets(st.integers(0, 11), max_size=12), min_size=1, max_size=6)
 
 
-@settings(deadline=None)
-@given(posting_lists, st.data())
-def test_relevance_is_what_the_posting_lists_say(lists, data):
-    index = ListedIndex(lists, num_images=12)
-    carried = TagLists(index.by_image, index.num_tags, CPU)
-    tags = data.draw(st.lists(st.integers(0, len(lists) - 1), min_size=1, max_size=8))
-    images = data.draw(st.lists(st.integers(0, 11), min_size=1, max_size=9))
-    for _ in range(2):  # what it keeps between calls must be clean again
-        relevant = carried.table(torch.tensor(tags), torch.tensor(images))
-        assert relevant.tolist() == [[image in lists[tag] for image in images] for tag in tags]
-
-
 def test_the_image_of_a_pair_is_always_relevant(line):
     index, known = open_line_index(line)
     for batch in batches_of(index, known, batch_size=64):
-        assert batch.relevant.diagonal().all()
+        assert batch.relevant.table().diagonal().all()
 
 
 def open_line_index(line):
@@ -140,7 +142,16 @@ def test_the_fixed_wrong_picture_is_that_of_pair_i_plus_3():
     index = ListedIndex([{0, 1, 2, 3, 4}], num_images=5)
     batch = batches_of(index, fixed_wrong=True).batch(torch.tensor([1, 4]))
     assert batch.image_rows.tolist() == [1, 4, 4, 2]  # pair 4 + 3 comes round to pair 2
-    assert batch.relevant.shape == (2, 4)
+    assert batch.relevant.table().shape == (2, 4)
+
+
+def test_a_batch_has_the_features_of_its_images_as_they_are_stored():
+    index = ListedIndex([{0, 1, 2, 3, 4}], num_images=5)
+    batch = batches_of(index, fixed_wrong=True).batch(torch.tensor([1, 4]))
+    assert batch.features.dtype == torch.float16
+    assert batch.features.tolist() == [[1, 1.5], [4, 4.5], [4, 4.5], [2, 2.5]]
+    batch = image_batches_of(index).batch(torch.tensor([3]))
+    assert batch.features.tolist() == [[3, 3.5]]
 
 
 def test_too_few_pairs_are_refused_with_the_counts():
@@ -168,10 +179,12 @@ def test_spared_tags_are_those_carried_and_all_related_to_one_carried(lists, rel
 
 def test_a_picture_of_an_alias_or_broader_tag_is_blocked_but_not_relevant():
     index = ListedIndex([{0}, {1}, {2}, {3}], num_images=4)  # tags 0 and 1 are aliases, and 0 is broader than 2
-    batch = PairBatches(training_of(index, relations=RELATIONS), 4, 0, CPU, lambda: 0).batch(torch.arange(4))
+    batch = PairBatches(training_of(index, relations=RELATIONS), features_of(index), 4, 0, CPU, lambda: 0).batch(
+        torch.arange(4)
+    )
     blocked = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0], [1, 0, 1, 0], [0, 0, 0, 1]]).bool()
-    assert torch.equal(batch.relevant, torch.eye(4, dtype=torch.bool))
-    assert torch.equal(batch.blocked, blocked)
+    assert torch.equal(batch.relevant.table(), torch.eye(4, dtype=torch.bool))
+    assert torch.equal(batch.blocked.table(), blocked)
     assert batch.false_negatives.item() == pytest.approx(4 / 12)
 
 
@@ -198,7 +211,9 @@ def test_the_meter_counts_fixed_wrong_pictures_that_carry_the_tag():
 
 
 def image_batches_of(index, known=None, batch_size=2, relations=NO_RELATIONS, weighting=0.0):
-    return ImageBatches(training_of(index, known, relations, weighting), batch_size, 0, CPU, lambda: 0)
+    return ImageBatches(
+        training_of(index, known, relations, weighting), features_of(index), batch_size, 0, CPU, lambda: 0
+    )
 
 
 def test_image_batches_have_every_train_image_with_a_known_tag_once():
@@ -211,21 +226,15 @@ def test_image_batches_have_every_train_image_with_a_known_tag_once():
 
 @settings(deadline=None)
 @given(posting_lists, st.data())
-def test_places_of_an_image_batch_are_what_the_posting_lists_say(lists, data):
+def test_relevance_in_an_image_batch_is_what_the_posting_lists_say(lists, data):
     index = ListedIndex(lists, num_images=12)
     images = sorted(set().union(*lists))
     if len(index.postings) < 2:
         return
     drawn = data.draw(st.lists(st.integers(0, len(images) - 1), min_size=1, max_size=9))
     batch = image_batches_of(index).batch(torch.tensor(drawn))
-    expected = {
-        (place, at)
-        for place, tag in enumerate(batch.tag_rows.tolist())
-        for at, image in enumerate(images[row] for row in drawn)
-        if image in lists[tag]
-    }
-    assert {tuple(pair) for pair in batch.relevant_at.tolist()} == expected
-    assert len(batch.relevant_at) == len(expected)
+    expected = [[images[row] in lists[tag] for row in drawn] for tag in batch.tag_rows.tolist()]
+    assert batch.relevant.table().tolist() == expected
 
 
 def test_the_meter_of_image_batches_counts_all_tags_but_one_an_image():
@@ -236,15 +245,16 @@ def test_the_meter_of_image_batches_counts_all_tags_but_one_an_image():
 
 def test_related_tags_are_blocked_beside_images_too():
     batch = image_batches_of(ListedIndex([{0}, {1}], num_images=2), relations=RELATIONS).batch(torch.tensor([0]))
-    assert batch.relevant_at.tolist() == [[0, 0]]
-    assert sorted(batch.blocked_at.tolist()) == [[0, 0], [1, 0]]
+    assert batch.relevant.table().tolist() == [[True], [False]]
+    assert batch.blocked.table().tolist() == [[True], [True]]
 
 
 def test_a_tag_weighs_less_the_more_frequent_it_is_and_the_mean_over_pairs_is_one():
-    training = training_of(ListedIndex([{0, 1, 2, 3}, {0}], num_images=4), weighting=0.5)
+    index = ListedIndex([{0, 1, 2, 3}, {0}], num_images=4)
+    training = training_of(index, weighting=0.5)
     # frequencies 4 and 1 to the power of -1/2 are 1/2 and 1; over the five pairs their mean is 3/5
     np.testing.assert_allclose(training.weights, [0.5 / 0.6, 1 / 0.6], rtol=1e-6)
-    batches = PairBatches(training, 2, 0, CPU, lambda: 0)
+    batches = PairBatches(training, features_of(index), 2, 0, CPU, lambda: 0)
     assert batches.batch(torch.tensor([4, 0])).weights.tolist() == pytest.approx([1 / 0.6, 0.5 / 0.6])
 
 

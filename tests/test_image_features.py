@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from configs.artifacts import ArtifactError, verify
@@ -40,6 +40,34 @@ def test_gathering_in_any_order_equals_looking_each_up(store):
         assert (store.gather(wanted) == rows_of(wanted)).all()
 
     check()
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(order=st.permutations(range(20)), count=st.integers(1, 20))
+def test_features_are_read_at_the_places_where_they_were_located(store, order, count):
+    wanted = IDS[order[:count]]
+    places = store.locate(wanted)
+    for at, (part, row) in enumerate(zip(places.part_of, places.row_of, strict=True)):
+        found = np.empty((1, 2), np.float16)
+        store.read_into(found, places.parts[part], places.sizes[part], start=row)
+        assert (found == rows_of(wanted[at : at + 1])).all()
+
+
+def test_locating_counts_images_without_a_feature_and_reads_none(store, monkeypatch):
+    monkeypatch.setattr(FeatureStore, "rows", None)
+    assert store.locate(IDS[[0, 7, 19]]).row_of.tolist() == [0, 0, 7]
+    with pytest.raises(ArtifactError, match=r"1 of 2 images have no feature .*make image_features"):
+        store.locate(np.array([b"f" * 16, IDS[0]], dtype="S16"))
+
+
+@pytest.mark.parametrize("change", ["cut", "longer"])
+def test_reading_some_rows_of_a_part_of_another_size_is_refused(store, change):
+    places = store.locate(IDS[:1])
+    path = store.directory / f"{places.parts[places.part_of[0]]}.npy"
+    content = path.read_bytes()
+    path.write_bytes(content[:-2] if change == "cut" else content + b"more")
+    with pytest.raises(ArtifactError, match=path.stem):
+        store.read_into(np.empty((2, 2), np.float16), path.stem, 7, start=2)
 
 
 def test_features_are_stored_in_half_precision(store):

@@ -9,6 +9,8 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,36 +20,28 @@ from configs.artifacts import ArtifactError
 from crawl.records import TRAIN
 from features.inverted_index import InvertedIndex
 from train.config import TrainConfig
+from train.distributed import ALONE, Rank, gather_rows, share
+from train.masks import ByImage, Mask, TagLists
 
 WRONG_STEP = 3  # the original project's wrong picture of pair i is that of pair i + 3
-ByImage = tuple[np.ndarray, np.ndarray]  # offsets (N+1,) int64 and tag rows (n,) of the images in turn
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of a batch, and what every objective may ask about them."""
+    """Tags and images of a batch, with all that an objective may ask about them.
+
+    Of pairs, image i carries tag i; of images, the tags are all V that are trained on. Of several processes each has
+    the rows and features of its own pairs, and weights and masks of those of all, one process after the other.
+    """
 
     epoch: int
-    tag_rows: Tensor  # (B,) int64
+    tag_rows: Tensor  # (B,) int64; V where images are drawn
     image_rows: Tensor  # (C,) int64
+    features: Tensor  # (C, W) of the images, as stored
     weights: Tensor | None  # (B,) of the tags; None where all count alike
     false_negatives: Tensor  # scalar, share of the negatives that would be wrong without the mask
-
-
-@dataclass(frozen=True)
-class PairBatch(Batch):
-    """Pairs: image i carries tag i, and all other images are looked at for it too."""
-
-    relevant: Tensor  # (B, C) bool, True where the image carries the tag
-    blocked: Tensor  # (B, C) bool, True where it carries the tag or a related one, and so is no negative
-
-
-@dataclass(frozen=True)
-class ImageBatch(Batch):
-    """Images beside all V tags that are trained on; places are few, where a (V, C) table would be large."""
-
-    relevant_at: Tensor  # (n, 2) int64, tag and image where the image carries the tag
-    blocked_at: Tensor  # (n, 2) int64, where it carries the tag or a related one
+    relevant: Mask  # (B, C), where the image carries the tag
+    blocked: Mask  # (B, C), where it carries the tag or a related one, and so is no negative
 
 
 def is_withheld(tag: str, share: float) -> bool:
@@ -116,6 +110,10 @@ class TrainingSet:
         """Return the rows of the images that are trained on, ascending."""
         return np.unique(self.pairs[1])
 
+    def drawn_images(self, draws: str) -> np.ndarray:
+        """Return the image rows (n,) of all that an epoch of an objective draws: `images`, or pairs."""
+        return self.images if draws == "images" else self.pairs[1]
+
     @property
     def prior(self) -> np.ndarray:
         """Return (V,) the share of these images that carry each of these tags."""
@@ -132,38 +130,35 @@ class TrainingSet:
         return np.asarray(weights / weights[self.pairs[0]].mean(), dtype=np.float32)
 
 
-class TagLists:
-    """The tags of every image, where the batches are made."""
+class FeatureSource(Protocol):
+    """Where batches get the features of their images from, and with that the order in which they can be drawn."""
 
-    def __init__(self, by_image: ByImage, num_tags: int, device: torch.device) -> None:
-        offsets, tag_rows = by_image
-        self._offsets = torch.from_numpy(offsets).to(device)
-        self._tag_rows = torch.from_numpy(tag_rows.astype(np.int64)).to(device)
-        self._slot = torch.full((num_tags,), -1, dtype=torch.int64, device=device)  # scratch, -1 between calls
+    def stretches(self, num_drawn: int, batch_size: int, seed: int) -> Iterator[Tensor]:
+        """Yield what is drawn (num_drawn), once each, by stretches of whole batches; what is left at the end is not.
 
-    def of(self, image_rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the tag rows (n,) of some images, one image after the other, and at which of the images each is."""
-        starts, ends = self._offsets[image_rows], self._offsets[image_rows + 1]
-        counts = ends - starts
-        columns = torch.repeat_interleave(torch.arange(len(image_rows), device=image_rows.device), counts)
-        first = torch.cumsum(counts, 0) - counts
-        within = torch.arange(len(columns), device=image_rows.device) - first[columns]
-        return self._tag_rows[starts[columns] + within], columns
+        Features can be gathered until the next stretch is asked for.
+        """
 
-    def places(self, distinct: Tensor, image_rows: Tensor) -> Tensor:
-        """Return (n, 2) int64, where in `distinct` tag rows and `image_rows` the image's list has the tag."""
-        carried, columns = self.of(image_rows)
-        self._slot[distinct] = torch.arange(len(distinct), device=distinct.device)
-        slots = self._slot[carried]
-        self._slot[distinct] = -1
-        return torch.stack([slots, columns], dim=1)[slots >= 0]
+    def gather(self, image_rows: Tensor) -> Tensor:
+        """Return features (C, W) of image rows (C,), as stored, on the device of the rows."""
 
-    def table(self, tag_rows: Tensor, image_rows: Tensor) -> Tensor:
-        """Return (B, C) bool, True where the image's list has the tag; tags may repeat."""
-        distinct, row_of = torch.unique(tag_rows, return_inverse=True)
-        table = torch.zeros(len(distinct), len(image_rows), dtype=torch.bool, device=tag_rows.device)
-        table[tuple(self.places(distinct, image_rows).T)] = True
-        return table[row_of]
+
+class ResidentFeatures:
+    """Features that lie where batches are made: (N, W) of all images, or (m, W) of the ascending `image_rows` (m,)."""
+
+    def __init__(self, features: Tensor, device: torch.device, image_rows: Tensor | None = None) -> None:
+        self._features = features.to(device)
+        self._image_rows = None if image_rows is None else image_rows.to(device)
+
+    def stretches(self, num_drawn: int, batch_size: int, seed: int) -> Iterator[Tensor]:
+        """Yield whole batches of all that is drawn at once, since all features are at hand."""
+        generator = torch.Generator().manual_seed(seed)
+        yield torch.randperm(num_drawn, generator=generator)[: num_drawn - num_drawn % batch_size]
+
+    def gather(self, image_rows: Tensor) -> Tensor:
+        """Return features (C, W) of image rows (C,)."""
+        places = image_rows if self._image_rows is None else torch.searchsorted(self._image_rows, image_rows)
+        return self._features.index_select(0, places)
 
 
 class Batches(ABC):
@@ -173,40 +168,72 @@ class Batches(ABC):
     """
 
     def __init__(
-        self, training: TrainingSet, batch_size: int, seed: int, device: torch.device, epoch: Callable[[], int]
+        self,
+        training: TrainingSet,
+        features: FeatureSource,
+        batch_size: int,
+        seed: int,
+        device: torch.device,
+        epoch: Callable[[], int],
+        rank: Rank,
+        least: int,
     ) -> None:
+        """Prepare to draw; `least` is how much the one of all processes has that has the least."""
+        self._features = features
         self._carried = TagLists(training.carried, training.num_tags, device)
         self._spared = self._carried
         if training.spared is not training.carried:
             self._spared = TagLists(training.spared, training.num_tags, device)
         self._weights = None if training.weights is None else torch.from_numpy(training.weights).to(device)
         self._device = device
-        self._batch_size = min(batch_size, self.num_drawn)
+        self._batch_size = min(batch_size // rank.of, least)
+        self._least = least
         self._seed = seed
         self._epoch = epoch
+        self._rank = rank
 
     @property
     @abstractmethod
     def num_drawn(self) -> int:
-        """Return how many are drawn an epoch."""
+        """Return how many this process draws an epoch."""
 
     @abstractmethod
     def batch(self, drawn: Tensor) -> Batch:
         """Build a batch of what was drawn, (batch_size,) int64."""
 
+    @abstractmethod
+    def false_negatives(self, blocked: Mask) -> Tensor:
+        """Return which share of a batch's negatives would be wrong without the mask: a scalar."""
+
     def __len__(self) -> int:
         """Return the steps of an epoch; a last batch that is not full is left out."""
-        return self.num_drawn // self._batch_size
+        return self._least // self._batch_size
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield the batches of the epoch that `epoch` tells."""
-        generator = torch.Generator().manual_seed(epoch_seed(self._seed, self._epoch(), "order"))
-        order = torch.randperm(self.num_drawn, generator=generator).to(self._device)
-        for step in range(len(self)):
-            yield self.batch(order[step * self._batch_size : (step + 1) * self._batch_size])
+        return islice(self._all(), len(self))  # of several processes one may have more
 
-    def _weights_of(self, tag_rows: Tensor) -> Tensor | None:
-        return None if self._weights is None else self._weights[tag_rows]
+    def _all(self) -> Iterator[Batch]:
+        seed = epoch_seed(self._seed, self._epoch(), self._rank.stream("order"))
+        for stretch in self._features.stretches(self.num_drawn, self._batch_size, seed):
+            order = stretch.to(self._device)
+            for start in range(0, len(order), self._batch_size):
+                yield self.batch(order[start : start + self._batch_size])
+
+    def _masked(self, tag_rows: Tensor, image_rows: Tensor, all_tags: Tensor, all_images: Tensor) -> Batch:
+        """Build a batch of some tags and images, masked for a loss over those of all processes."""
+        relevant = self._carried.mask(all_tags, all_images)
+        blocked = relevant if self._spared is self._carried else self._spared.mask(all_tags, all_images)
+        return Batch(
+            self._epoch(),
+            tag_rows,
+            image_rows,
+            self._features.gather(image_rows),
+            None if self._weights is None else self._weights[all_tags],
+            self.false_negatives(blocked),
+            relevant,
+            blocked,
+        )
 
 
 class PairBatches(Batches):
@@ -215,83 +242,87 @@ class PairBatches(Batches):
     def __init__(
         self,
         training: TrainingSet,
+        features: FeatureSource,
         batch_size: int,
         seed: int,
         device: torch.device,
         epoch: Callable[[], int],
         fixed_wrong: bool = False,
+        rank: Rank = ALONE,
     ) -> None:
-        self._tag_rows, self._image_rows = (torch.from_numpy(rows).to(device) for rows in training.pairs)
+        own, least = share(training.pairs[1], rank)
+        self._tag_rows, self._image_rows = (torch.from_numpy(rows[own]).to(device) for rows in training.pairs)
         self._fixed_wrong = fixed_wrong
-        super().__init__(training, batch_size, seed, device, epoch)
+        super().__init__(training, features, batch_size, seed, device, epoch, rank, least)
 
     @property
     def num_drawn(self) -> int:
-        """Return P."""
+        """Return how many pairs this process draws an epoch."""
         return len(self._tag_rows)
 
-    def batch(self, drawn: Tensor) -> PairBatch:
+    def batch(self, drawn: Tensor) -> Batch:
         """Build a batch of the pairs (B,) int64."""
         tag_rows, image_rows = self._tag_rows[drawn], self._image_rows[drawn]
         if self._fixed_wrong:
             wrong = self._image_rows[(drawn + WRONG_STEP) % self.num_drawn]
             image_rows = torch.cat([image_rows, wrong])
-        relevant = self._carried.table(tag_rows, image_rows)
-        blocked = relevant if self._spared is self._carried else self._spared.table(tag_rows, image_rows)
-        return PairBatch(
-            self._epoch(),
-            tag_rows,
-            image_rows,
-            self._weights_of(tag_rows),
-            self._false_negatives(blocked),
-            relevant,
-            blocked,
+        return self._masked(
+            tag_rows, image_rows, gather_rows(tag_rows, self._rank), gather_rows(image_rows, self._rank)
         )
 
-    def _false_negatives(self, blocked: Tensor) -> Tensor:
-        size = len(blocked)
+    def false_negatives(self, blocked: Mask) -> Tensor:
+        """Return the share of all pictures but a pair's own, or of the fixed wrong ones, that are none."""
+        size = blocked.size
         if self._fixed_wrong:
-            return blocked[:, size:].diagonal().float().mean()
-        return (blocked.sum() - size) / (size * (size - 1))
+            return (blocked.lists[size:] == blocked.places[:, None]).any(dim=1).float().mean()
+        return (blocked.counts().sum() - size) / (size * (size - 1))
 
 
 class ImageBatches(Batches):
     """Batches of images, each beside all tags that are trained on."""
 
     def __init__(
-        self, training: TrainingSet, batch_size: int, seed: int, device: torch.device, epoch: Callable[[], int]
+        self,
+        training: TrainingSet,
+        features: FeatureSource,
+        batch_size: int,
+        seed: int,
+        device: torch.device,
+        epoch: Callable[[], int],
+        rank: Rank = ALONE,
     ) -> None:
-        self._image_rows = torch.from_numpy(training.images).to(device)
+        own, least = share(training.images, rank)
+        self._image_rows = torch.from_numpy(training.images[own]).to(device)
         self._vocabulary = torch.from_numpy(training.vocabulary).to(device)
-        super().__init__(training, batch_size, seed, device, epoch)
+        super().__init__(training, features, batch_size, seed, device, epoch, rank, least)
 
     @property
     def num_drawn(self) -> int:
-        """Return how many images are trained on."""
+        """Return how many images this process draws an epoch."""
         return len(self._image_rows)
 
-    def batch(self, drawn: Tensor) -> ImageBatch:
+    def batch(self, drawn: Tensor) -> Batch:
         """Build a batch of the images at (C,) int64 places among those trained on."""
         tag_rows, image_rows = self._vocabulary, self._image_rows[drawn]
-        relevant_at = self._carried.places(tag_rows, image_rows)
-        blocked_at = relevant_at if self._spared is self._carried else self._spared.places(tag_rows, image_rows)
-        wrong_otherwise = max(1, len(image_rows) * (len(tag_rows) - 1))  # all but the one tag of a pair
-        false_negatives = torch.tensor((len(blocked_at) - len(image_rows)) / wrong_otherwise, device=self._device)
-        return ImageBatch(
-            self._epoch(),
-            tag_rows,
-            image_rows,
-            self._weights_of(tag_rows),
-            false_negatives,
-            relevant_at,
-            blocked_at,
-        )
+        return self._masked(tag_rows, image_rows, tag_rows, image_rows)
+
+    def false_negatives(self, blocked: Mask) -> Tensor:
+        """Return the share of all tags but one an image that are none."""
+        num_images = len(blocked.lists)
+        return (blocked.counts().sum() - num_images) / max(1, num_images * (blocked.size - 1))
 
 
 def open_batches(
-    training: TrainingSet, draws: str, cfg: TrainConfig, device: torch.device, epoch: Callable[[], int]
+    training: TrainingSet,
+    features: FeatureSource,
+    draws: str,
+    cfg: TrainConfig,
+    device: torch.device,
+    epoch: Callable[[], int],
+    rank: Rank = ALONE,
 ) -> Batches:
     """Return the batches that an objective learns from: `pairs`, pairs with a `fixed_wrong` picture, or `images`."""
     if draws == "images":
-        return ImageBatches(training, cfg.batch_size, cfg.seed, device, epoch)
-    return PairBatches(training, cfg.batch_size, cfg.seed, device, epoch, fixed_wrong=draws == "fixed_wrong")
+        return ImageBatches(training, features, cfg.batch_size, cfg.seed, device, epoch, rank)
+    fixed_wrong = draws == "fixed_wrong"
+    return PairBatches(training, features, cfg.batch_size, cfg.seed, device, epoch, fixed_wrong, rank)

@@ -20,8 +20,11 @@ OBJECTIVES = {  # with the knobs that mean something to each
 }
 ACTIVATIONS = ("relu", "none")
 NORMALISATIONS = ("none", "layer")
+MATHS = ("float32", "bfloat16")
+COMPILES = ("auto", "always", "never")
 SCALINGS = ("standardise", "root", "none")
 OPTIMIZERS = ("adamw", "sgd")
+FEATURES_IN = ("auto", "memory", "stream")
 SAMPLERS = ("grid", "tpe")
 KEEPS = ("all", "best")
 
@@ -33,6 +36,14 @@ class TrainConfig(FeatureSpaceConfig):
     run: str = "baseline"  # name of the output directory under paths.runs
     seed: int = 0  # of weights, batches and dropout
     device: str = "auto"  # cpu, cuda; auto takes CUDA where there is one
+    # Processes of this machine, one a card where there are any. Each draws from its own part of the images, so their
+    # number shapes a run.
+    devices: int = 1  # 1 or more; batch_size is that of all together
+    # What is streamed is drawn in another order, so where features lie shapes a run; auto decides once a run.
+    features_in: str = "auto"  # memory, stream from the disk; auto streams what fills more than half of the memory
+    shuffle_buffer: int = 200_000  # images of streamed features held at once, among which batches are drawn
+    math: str = "float32"  # of the matrix products of a step: float32, bfloat16; weights are float32 in both
+    compile: str = "auto"  # always compiles the step, which takes a C++ compiler on cpu; never; auto does so on cuda
 
     objective: str = "hinge"  # hinge, hinge_random, hinge_hardest, hinge_means, warp, infonce, sigmoid, full_vocabulary
     margin: float = 0.3  # of the hinges and warp, in cosine units
@@ -43,7 +54,6 @@ class TrainConfig(FeatureSpaceConfig):
 
     embed_dim: int = 128  # width of the space both towers end in
     hidden_dim: int = 1024  # width of the layers between
-    tag_hidden_dim: int = 0  # of the tag tower; 0: hidden_dim
     depth: int = 2  # linear layers of a tower
     activation: str = "relu"  # between the layers: relu, none
     normalisation: str = "none"  # of hidden layers before their activation: none, layer
@@ -74,6 +84,9 @@ class TrainConfig(FeatureSpaceConfig):
             "scaling": SCALINGS,
             "optimizer": OPTIMIZERS,
             "device": DEVICES,
+            "features_in": FEATURES_IN,
+            "math": MATHS,
+            "compile": COMPILES,
         }
         problems = [
             f"{name} must be one of {', '.join(allowed)}, got '{getattr(self, name)}'"
@@ -90,7 +103,6 @@ class TrainConfig(FeatureSpaceConfig):
             "tag_residual": (0 <= self.tag_residual < inf, "0 or more"),
             "tag_voting": (0 <= self.tag_voting < inf, "0 or more"),
             "voters": (self.voters >= 1, "1 or more"),
-            "tag_hidden_dim": (self.tag_hidden_dim >= 0, "0 or more"),
             "weight_averaging": (0 <= self.weight_averaging < 1, "in [0, 1)"),
             "learning_rate": (self.learning_rate > 0, "above 0"),
             "weight_decay": (self.weight_decay >= 0, "0 or more"),
@@ -105,6 +117,8 @@ class TrainConfig(FeatureSpaceConfig):
             "hidden_dim": (self.hidden_dim >= 1, "1 or more"),
             "depth": (self.depth >= 1, "1 or more"),
             "val_tags": (self.val_tags >= 1, "1 or more"),
+            "devices": (self.devices >= 1, "1 or more"),
+            "shuffle_buffer": (self.shuffle_buffer >= 2, "2 or more"),
             "run": (is_name(self.run), "a name of letters, digits, '.', '_' and '-'"),
         }
         problems += [
@@ -114,8 +128,23 @@ class TrainConfig(FeatureSpaceConfig):
             for name, (fits, wanted) in ranges.items()
             if not fits
         ]
-        if problems := problems or self._knobs_without_effect():
+        if problems := problems or self._knobs_without_effect() + self._knobs_at_odds():
             raise ValueError("; ".join(problems))
+
+    def _knobs_at_odds(self) -> list[str]:
+        """Return a sentence for each two knobs that cannot be had together."""
+        found = []
+        if self.objective == "hinge_means" and (self.features_in == "stream" or self.devices > 1):
+            found.append(
+                "objective=hinge_means needs features_in=memory and devices=1: a pair's fixed wrong picture may be "
+                "any, and neither a buffer nor one process of several holds all"
+            )
+        if self.batch_size % self.devices:
+            found.append(
+                f"batch_size must be a multiple of devices={self.devices}, got {self.batch_size}: each process draws "
+                "its share of a batch"
+            )
+        return found
 
     def _knobs_without_effect(self) -> list[str]:
         """Return a sentence for each knob turned that the objective does not look at."""

@@ -197,7 +197,7 @@ def open_systems(
     log.info("ridge strength %g, chosen on val", strength)
     histograms = histogram_features(cfg, index, gate, train_rows)
     standard = Standardiser(inputs.features, train_rows)
-    voting = open_voting(run.config, lambda rows: inputs.features[rows], index)
+    voting = open_voting(run.config, inputs.features_at, index)
     weight = run.config.get("tag_voting", 0.0)  # younger than some runs
     return Systems(inputs, towers, standard, histograms, ridge, strength, seen, voting, weight)
 

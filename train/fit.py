@@ -9,7 +9,9 @@ from __future__ import annotations
 import csv
 import io
 import logging
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +39,29 @@ from crawl.shards import RELATIONS_FILE
 from crawl.tags import read_relations
 from features.inverted_index import InvertedIndex
 from features.runtimes import resolve
-from train.batches import TrainingSet, is_withheld, open_batches, spared_tags, training_pairs
+from train.batches import (
+    FeatureSource,
+    ResidentFeatures,
+    TrainingSet,
+    is_withheld,
+    open_batches,
+    spared_tags,
+    training_pairs,
+)
 from train.config import TrainConfig
+from train.distributed import ALONE, Rank, launch, share
+from train.feature_stream import StreamedFeatures, fits_in_memory
 from train.galleries import Question, gallery_question, mean_average_precision
-from train.module import AtomicCheckpoints, MovableCheckpoint, Patience, Resident, TwoTowerModule
+from train.module import (
+    AtomicCheckpoints,
+    Blocks,
+    Launched,
+    MovableCheckpoint,
+    Patience,
+    Resident,
+    TwoTowerModule,
+    published_towers,
+)
 from train.objectives import open_objective
 from train.ranking import Scorer
 from train.runs import Inputs, open_inputs
@@ -48,7 +69,7 @@ from train.towers import TwoTowers, embed, embed_tags, save_towers
 from train.voting import open_voting, votes_on
 
 log = logging.getLogger(__name__)
-TRAIN_VERSION = 1  # raised when the same config would give other towers
+TRAIN_VERSION = 2  # raised when the same config would give other towers
 
 
 def open_run_dir(cfg: TrainConfig, recipe: str) -> tuple[Path, Manifest | None]:
@@ -77,6 +98,21 @@ def _difference(saved: Path, text: str) -> str:
     return "; ".join(changed[:5]) or "the index, tag vectors or image features have changed"
 
 
+def settled(cfg: TrainConfig, inputs: Inputs) -> TrainConfig:
+    """Decide where features are to lie; a run keeps to what it began with, on a machine of another memory too."""
+    if cfg.features_in != "auto":
+        return cfg
+    if cfg.objective == "hinge_means":
+        return replace(cfg, features_in="memory")
+    saved = cfg.paths.run(cfg.run) / "config.yaml"
+    text = saved.read_text(encoding="utf-8") if saved.is_file() else ""
+    if kept := re.search(r"^features_in: (memory|stream)$", text, re.MULTILINE):
+        return replace(cfg, features_in=kept[1])
+    num_bytes = inputs.index.num_images * inputs.store.width * np.dtype(np.float16).itemsize
+    fits = fits_in_memory(num_bytes, torch.device(resolve("torch", cfg.device)[1]), cfg.devices)
+    return replace(cfg, features_in="memory" if fits else "stream")
+
+
 def validation(index: InvertedIndex, inputs: Inputs, cfg: TrainConfig) -> Question:
     """Return question A on the validation split, at most `val_tags` tags of it."""
     known = inputs.vectors.known & ~np.array([is_withheld(tag, cfg.withhold_tags) for tag in index.tags], dtype=bool)
@@ -93,10 +129,10 @@ def validation(index: InvertedIndex, inputs: Inputs, cfg: TrainConfig) -> Questi
 
 def judge_on(question: Question, inputs: Inputs, cfg: TrainConfig) -> Callable[[TwoTowers], float]:
     """Return the function that gives towers their val_map, votes included; these are the same in every epoch."""
-    voting = open_voting(vars(cfg), lambda rows: inputs.features[rows], inputs.index)
+    voting = open_voting(vars(cfg), inputs.features_at, inputs.index)
     votes = None if voting is None else votes_on(question, voting, cfg.tag_voting)
     tags = torch.from_numpy(np.array(inputs.vectors.vectors[question.tag_rows]))
-    images = torch.from_numpy(inputs.features[question.gallery])
+    images = torch.from_numpy(inputs.features_at(question.gallery))
     names = [inputs.index.tags[row] for row in question.tag_rows]
 
     def judge(towers: TwoTowers) -> float:
@@ -111,7 +147,7 @@ def new_towers(inputs: Inputs, tag_rows: np.ndarray, cfg: TrainConfig) -> TwoTow
     torch.manual_seed(cfg.seed)
     towers = TwoTowers(
         tag_dim=inputs.vectors.vectors.shape[1],
-        image_dim=inputs.features.shape[1],
+        image_dim=inputs.store.width,
         hidden_dim=cfg.hidden_dim,
         embed_dim=cfg.embed_dim,
         activation=cfg.activation,
@@ -120,19 +156,18 @@ def new_towers(inputs: Inputs, tag_rows: np.ndarray, cfg: TrainConfig) -> TwoTow
         depth=cfg.depth,
         normalisation=cfg.normalisation,
         residual_tags=[inputs.index.tags[row] for row in tag_rows] if cfg.tag_residual else (),
-        tag_hidden_dim=cfg.tag_hidden_dim,
         rooted=cfg.scaling == "root",
     )
     if cfg.scaling != "none":
         train_rows = np.flatnonzero(inputs.index.splits == TRAIN)
         sample = np.sort(np.random.default_rng(cfg.seed).permutation(train_rows)[:50_000])
-        towers.image.scale_by(torch.from_numpy(inputs.features[sample]))
+        towers.image.scale_by(torch.from_numpy(inputs.features_at(sample)))
         towers.tag.scale_by(torch.from_numpy(inputs.vectors.vectors[tag_rows]))
     return towers
 
 
 def new_trainer(run_dir: Path, device: str, cfg: TrainConfig) -> pl.Trainer:
-    """Build the trainer: one device, two checkpoints (best and last), early stop, two logs a start."""
+    """Build the trainer: two checkpoints (best and last), early stop, two logs a start."""
     saving: dict[str, Any] = {
         "dirpath": run_dir / "checkpoints",
         "mode": "max",
@@ -150,7 +185,8 @@ def new_trainer(run_dir: Path, device: str, cfg: TrainConfig) -> pl.Trainer:
     version = f"part-{len(list((run_dir / 'logs').glob('part-*'))) + 1}"
     return pl.Trainer(
         accelerator="gpu" if device == "cuda" else "cpu",
-        devices=1,
+        devices=cfg.devices,
+        strategy=Launched() if cfg.devices > 1 else "auto",
         max_epochs=cfg.max_epochs,
         callbacks=callbacks,
         plugins=[AtomicCheckpoints()],
@@ -189,38 +225,64 @@ def relations_file(cfg: TrainConfig) -> Path:
     return cfg.paths.artifact("collection") / RELATIONS_FILE
 
 
-def train_towers(inputs: Inputs, cfg: TrainConfig, run_dir: Path) -> TwoTowerModule:
-    """Train to the end, from the last checkpoint where there is one, and load the best weights."""
-    _, device = resolve("torch", cfg.device)
-    question = validation(inputs.index, inputs, cfg)
+def open_feature_source(
+    inputs: Inputs, drawn_images: np.ndarray, cfg: TrainConfig, device: torch.device, rank: Rank = ALONE
+) -> FeatureSource:
+    """Return where batches get the features of the images they draw: the disk through a buffer, or memory."""
+    if cfg.features_in == "stream":
+        image_ids, buffer = np.asarray(inputs.index.image_ids), max(1, cfg.shuffle_buffer // rank.of)
+        return StreamedFeatures(inputs.store, image_ids, drawn_images, buffer, device)
+    if rank.of == 1:
+        return ResidentFeatures(torch.from_numpy(inputs.features), device)
+    images = np.unique(drawn_images)
+    return ResidentFeatures(torch.from_numpy(inputs.features_at(images)), device, torch.from_numpy(images))
+
+
+def train_towers(inputs: Inputs, cfg: TrainConfig, run_dir: Path) -> tuple[TwoTowers, list[dict[str, float]]]:
+    """Train to the end, from the last checkpoint where there is one; return the best towers and the history."""
+    kind = resolve("torch", cfg.device)[1]
+    if kind == "cuda" and torch.cuda.device_count() < cfg.devices:
+        raise ArtifactError(f"devices={cfg.devices}, but torch sees {torch.cuda.device_count()} CUDA devices")
+    if cfg.devices == 1:
+        train_part(ALONE, cfg, run_dir, inputs)
+    else:
+        launch(train_part, cfg.devices, kind, cfg, run_dir)
+    saved = [AtomicCheckpoints().load_checkpoint(run_dir / "checkpoints" / name) for name in ("best.ckpt", "last.ckpt")]
+    return published_towers(saved[0]), saved[1]["history"]
+
+
+def train_part(rank: Rank, cfg: TrainConfig, run_dir: Path, inputs: Inputs | None = None) -> None:
+    """Train to the end, alone or as one process of several, and leave the checkpoints."""
+    inputs = inputs or open_inputs(cfg)
+    device = torch.device(resolve("torch", cfg.device)[1])
     training = open_training_set(inputs, cfg)
-    towers = new_towers(inputs, training.vocabulary, cfg)
-    resident = Resident(
-        torch.from_numpy(np.array(inputs.vectors.vectors)),
-        towers.residual_rows(inputs.index.tags),
-        torch.from_numpy(inputs.features),
-    )
     objective = open_objective(cfg, training.prior)
-    module = TwoTowerModule(towers, objective, resident, judge_on(question, inputs, cfg), cfg)
-    batches = open_batches(training, objective.draws, cfg, torch.device(device), lambda: module.current_epoch)
+    drawn_images = training.drawn_images(objective.draws)
+    features = open_feature_source(inputs, drawn_images[share(drawn_images, rank)[0]], cfg, device, rank)
+    towers = new_towers(inputs, training.vocabulary, cfg)
+    resident = Resident(torch.from_numpy(np.array(inputs.vectors.vectors)), towers.residual_rows(inputs.index.tags))
+    question = validation(inputs.index, inputs, cfg)
+    judge = judge_on(question, inputs, cfg) if rank.leads else None
+    module = TwoTowerModule(towers, objective, resident, judge, cfg, rank)
+    batches = open_batches(training, features, objective.draws, cfg, device, lambda: module.current_epoch, rank)
     last = run_dir / "checkpoints" / "last.ckpt"
-    trainer = new_trainer(run_dir, device, cfg)
+    trainer = new_trainer(run_dir, device.type, cfg)
     log.info(
-        "training run=%s seed=%d on %d pairs of %d images, %d val tags, on %s%s",
-        cfg.run, cfg.seed, len(training.pairs[0]), len(inputs.features), len(question.tag_rows), device,
+        "training run=%s seed=%d on %d pairs of %d images, %d val tags, on %s%s%s%s",
+        cfg.run, cfg.seed, len(training.pairs[0]), inputs.index.num_images, len(question.tag_rows), device,
+        f" in {rank.of} processes" if rank.of > 1 else "",
+        f", features streamed through a buffer of {cfg.shuffle_buffer} images" if cfg.features_in == "stream" else "",
         ", resumed" if last.is_file() else "",
     )  # fmt: skip
-    trainer.fit(module, batches, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
+    trainer.fit(module, Blocks(batches), ckpt_path=str(last) if last.is_file() else None, weights_only=True)
     if trainer.state.status is not TrainerStatus.FINISHED:
         raise SystemExit(130)  # Lightning swallows Ctrl-C; what it stopped is no finished run
-    best = AtomicCheckpoints().load_checkpoint(run_dir / "checkpoints" / "best.ckpt")
-    module.load_state_dict(best["state_dict"])
-    return module
 
 
 def fit(cfg: TrainConfig) -> Path:
     """Train one run and return its directory. Callable from tests without Hydra."""
     inputs = open_inputs(cfg)
+    cfg = settled(cfg, inputs)
     relations = relations_file(cfg)
     if relations.is_file():
         inputs.content["tag_relations"] = file_sha256(relations)
@@ -238,10 +300,10 @@ def _fit(cfg: TrainConfig, inputs: Inputs, run_dir: Path, recipe: str) -> None:
     for folder in (run_dir, run_dir / "checkpoints"):
         if folder.is_dir():
             remove_partials(folder)
-    module = train_towers(inputs, cfg, run_dir)
-    best = max(module.history, key=lambda row: (row["val_map"], -row["epoch"]))
-    save_towers(module.published.cpu(), run_dir / "towers.safetensors")
-    atomic_write(run_dir / "history.csv", history_csv(module.history))
+    towers, history = train_towers(inputs, cfg, run_dir)
+    best = max(history, key=lambda row: (row["val_map"], -row["epoch"]))
+    save_towers(towers, run_dir / "towers.safetensors")
+    atomic_write(run_dir / "history.csv", history_csv(history))
     seal(
         run_dir,
         "run",
@@ -250,10 +312,10 @@ def _fit(cfg: TrainConfig, inputs: Inputs, run_dir: Path, recipe: str) -> None:
         content={name: file_sha256(run_dir / name) for name in ("towers.safetensors", "history.csv")},
         must_match=inputs.spaces,
         provenance=inputs.content,
-        facts={"val_map": best["val_map"], "best_epoch": int(best["epoch"]), "num_epochs": len(module.history)},
+        facts={"val_map": best["val_map"], "best_epoch": int(best["epoch"]), "num_epochs": len(history)},
         recipe=recipe,
     )
-    log.info("run %s: val_map %.4f at epoch %d of %d", run_dir, best["val_map"], best["epoch"], len(module.history))
+    log.info("run %s: val_map %.4f at epoch %d of %d", run_dir, best["val_map"], best["epoch"], len(history))
 
 
 register("train", TrainConfig)

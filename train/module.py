@@ -7,20 +7,33 @@ import io
 import logging
 import pickle
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from pytorch_lightning.plugins.io import CheckpointIO
+from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from configs.artifacts import ArtifactError, atomic_write
-from train.batches import Batch, epoch_seed
+from train.batches import Batch, Batches, epoch_seed
 from train.config import TrainConfig
+from train.distributed import (
+    ALONE,
+    Rank,
+    average_gradients,
+    gather_embeddings,
+    mean_over,
+    same_draws,
+    told_by_leader,
+)
 from train.objectives import Objective
 from train.ranking import NotFiniteError
 from train.towers import TwoTowers
@@ -29,11 +42,11 @@ log = logging.getLogger(__name__)
 logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # what it has is said once, by us
 # Lightning 2.6.6 asks torch 2.15 for a class of trees that torch calls deprecated.
 warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
+warnings.filterwarnings("ignore", message=r"It is recommended to use `self\.log")  # what is logged is equal in all
 warnings.filterwarnings("ignore", message=r"Checkpoint directory .* exists and is not empty")  # that is a resume
 METERS = ("loss", "false_negatives", "image_cosine")  # means over the steps of an epoch
-CHECK_EVERY = 50  # steps between looks for NaN on the host, which wait for the device
-
-
+STEPS_A_BLOCK = 50  # of the optimizer in one step of Lightning, whose hooks cost; after them the host looks for NaN
+WHOLE_ROWS = 16384  # more rows than these are embedded in halves of them, and again for their gradient
 COLLAPSING, COLLAPSED = 0.95, 0.999  # mean cosine of images to each other: little, no order among them can be told
 
 
@@ -88,6 +101,29 @@ class MovableCheckpoint(ModelCheckpoint):
         super().load_state_dict({**state_dict, "dirpath": self.dirpath})
 
 
+class _Environment(LightningEnvironment):
+    """What Lightning asks of processes that are running already."""
+
+    creates_processes_externally = True
+
+    def local_rank(self) -> int:
+        """Return which process this is."""
+        return torch.distributed.get_rank()
+
+
+class Launched(DDPStrategy):
+    """Lightning's strategy for processes that `launch` started, without its wrapper around the towers.
+
+    The wrapper sums gradients once in a step of Lightning; ours may be many of the optimizer, which sum their own.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(cluster_environment=_Environment())
+
+    def configure_ddp(self) -> None:
+        """Leave the towers as they are: built from one seed, they are equal in all processes."""
+
+
 class Patience(EarlyStopping):
     """Lightning's early stop, also for a run that was killed after its last epoch but before its seal."""
 
@@ -98,15 +134,30 @@ class Patience(EarlyStopping):
 
 @dataclass(frozen=True)
 class Resident:
-    """What training looks up by row, kept on the device."""
+    """What training looks up by tag row, kept on the device."""
 
     tag_vectors: Tensor  # (T, tag_dim)
     residual_rows: Tensor  # (T,) int64, -1 for tags without a residual
-    features: Tensor  # (N, W)
 
     def to(self, device: torch.device) -> Resident:
         """Return the same on a device."""
-        return Resident(self.tag_vectors.to(device), self.residual_rows.to(device), self.features.to(device))
+        return Resident(self.tag_vectors.to(device), self.residual_rows.to(device))
+
+
+class Blocks:
+    """Batches in blocks, of which each is one step of Lightning."""
+
+    def __init__(self, batches: Batches) -> None:
+        self._batches = batches
+
+    def __len__(self) -> int:
+        """Return the blocks of an epoch."""
+        return -(-len(self._batches) // STEPS_A_BLOCK)
+
+    def __iter__(self) -> Iterator[Iterable[Batch]]:
+        """Yield an epoch's blocks; each makes its batches when it is read."""
+        batches = iter(self._batches)
+        yield from (islice(batches, STEPS_A_BLOCK) for _ in range(len(self)))
 
 
 def mean_cosine(embeddings: Tensor) -> Tensor:
@@ -116,33 +167,55 @@ def mean_cosine(embeddings: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def average_into(averaged: TwoTowers, towers: TwoTowers, decay: float) -> None:
-    """Keep `decay` of each averaged weight and take the rest from the trained one: Polyak and Juditsky, 1992."""
+def average_into(averaged: TwoTowers, towers: TwoTowers, decay: Tensor) -> None:
+    """Keep `decay`, a scalar, of each averaged weight, the rest from the trained one: Polyak and Juditsky, 1992."""
     for mean, weight in zip(averaged.parameters(), towers.parameters(), strict=True):
         mean.lerp_(weight, 1 - decay)
 
 
+def published_towers(checkpoint: Mapping[str, Any]) -> TwoTowers:
+    """Return the towers that a checkpoint holds: the averaged ones where weights are averaged."""
+    state: dict[str, Tensor] = checkpoint["state_dict"]
+    prefix = "averaged." if any(name.startswith("averaged.") for name in state) else "towers."
+    towers = TwoTowers(**checkpoint["shape"])
+    towers.load_state_dict({name.removeprefix(prefix): each for name, each in state.items() if name.startswith(prefix)})
+    return towers
+
+
+def in_parts(embed: Callable[..., Tensor], *rows: Tensor) -> Tensor:
+    """Embed rows, by parts where they are so many that what their gradient needs would not fit beside the features."""
+    if len(rows[0]) <= WHOLE_ROWS:
+        return embed(*rows)
+    parts = zip(*(torch.split(each, WHOLE_ROWS // 2) for each in rows), strict=True)
+    return torch.cat([checkpoint(embed, *part, use_reentrant=False) for part in parts])
+
+
 class TwoTowerModule(pl.LightningModule):
-    """Two towers over features that stay where the towers are."""
+    """Two towers over batches that lie where the towers are."""
 
     def __init__(
         self,
         towers: TwoTowers,
         objective: Objective,
         resident: Resident,
-        judge: Callable[[TwoTowers], float],
+        judge: Callable[[TwoTowers], float] | None,
         cfg: TrainConfig,
+        rank: Rank = ALONE,
     ) -> None:
+        """Take what a step needs; `judge`, where one of several processes has it, is what its leader judges by."""
         super().__init__()
+        self.automatic_optimization = False
         self.towers = towers
         self.averaged = copy.deepcopy(towers).requires_grad_(False) if cfg.weight_averaging else None
         self.objective = objective
         self._resident = resident  # no part of the state
         self._judge = judge
         self._cfg = cfg
+        self._rank = rank
         self.history: list[dict[str, float]] = []
-        self._first_bad: Tensor | None = None
-        self._sums: dict[str, Tensor] = {}
+        self._first_bad = torch.tensor(-1)
+        self._steps, self._steps_before = torch.tensor(0), torch.tensor(0)  # of the epoch; of those before it
+        self._sums = {name: torch.tensor(0.0) for name in METERS}
 
     @property
     def published(self) -> TwoTowers:
@@ -150,51 +223,92 @@ class TwoTowerModule(pl.LightningModule):
         return self.towers if self.averaged is None else self.averaged
 
     def setup(self, stage: str) -> None:
-        """Take vectors and features to the device, once."""
+        """Take tag vectors and meters to the device, once: a captured step has their addresses."""
         self._resident = self._resident.to(self.device)
+        self._first_bad = self._first_bad.to(self.device)
+        self._steps, self._steps_before = self._steps.to(self.device), self._steps_before.to(self.device)
+        self._sums = {name: total.to(self.device) for name, total in self._sums.items()}
 
     def on_train_epoch_start(self) -> None:
         """Seed the epoch by its number, so that dropout after a resume is that of an unbroken run."""
-        torch.manual_seed(epoch_seed(self._cfg.seed, self.current_epoch, "dropout"))
-        self._first_bad = torch.full((), -1, dtype=torch.int64, device=self.device)
-        self._sums = {name: torch.zeros((), device=self.device) for name in METERS}
+        torch.manual_seed(epoch_seed(self._cfg.seed, self.current_epoch, self._rank.stream("dropout")))
+        self._first_bad.fill_(-1)
+        self._steps_before.fill_(self.trainer.global_step)
+        for meter in (self._steps, *self._sums.values()):
+            meter.zero_()
 
-    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """Leave a batch where it was made: on the device."""
+    def transfer_batch_to_device(self, batch: object, device: torch.device, dataloader_idx: int) -> object:
+        """Leave batches where they are made: on the device."""
         return batch
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Embed the batch's tags and images and return the loss."""
+    def training_step(self, block: Iterable[Batch], batch_idx: int) -> None:
+        """Take a block of steps."""
+        for batch in block:
+            self.step(batch)
+            self._progress.increment_ready()
+            self._progress.increment_completed()
+        self._stop_if_diverged()
+
+    @property
+    def _progress(self) -> Any:
+        """Return Lightning's account of steps, by which it tells whether there is anything new to checkpoint."""
+        return self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
+
+    def step(self, batch: Batch) -> None:
+        """Take one step of the optimizer."""
+        (optimizer,) = self.trainer.optimizers
+        optimizer.zero_grad()
+        loss, meters = self.loss(batch)
+        self.manual_backward(loss)
+        optimizer.step()
+        self._note(meters)
+        if self.averaged is not None:  # at first faster, since they start from chance
+            step = self._steps_before + self._steps
+            decay = ((1 + step) / (10 + step)).clamp(max=self._cfg.weight_averaging)
+            average_into(self.averaged, self.towers, decay)
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Embed the batch's tags and images and return the loss, and the meters of the step."""
         resident = self._resident
-        tags = self.towers.tag_embeddings(resident.tag_vectors[batch.tag_rows], resident.residual_rows[batch.tag_rows])
-        images = self.towers.image(resident.features[batch.image_rows])
-        loss: Tensor = self.objective(tags, images, batch)
-        meters = {
-            "loss": loss.detach(),
-            "false_negatives": batch.false_negatives,
-            "image_cosine": mean_cosine(images.detach()),
-        }
-        self._note(meters, batch_idx)
-        return loss
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._cfg.math == "bfloat16"):
+            tags = in_parts(
+                self.towers.tag_embeddings,
+                resident.tag_vectors[batch.tag_rows],
+                resident.residual_rows[batch.tag_rows],
+            )
+            images = in_parts(self.towers.image, batch.features)
+            if self._rank.of == 1:
+                loss: Tensor = self.objective(tags, images, batch)
+            else:
+                loss, images = self._loss_of_all(tags, images, batch)
+        cosine = mean_cosine(images.detach())
+        return loss, {"loss": loss.detach(), "false_negatives": batch.false_negatives, "image_cosine": cosine}
 
-    def _note(self, meters: dict[str, Tensor], step: int) -> None:
-        if self._first_bad is None:
-            raise RuntimeError("a step outside an epoch")
-        first = (self._first_bad < 0) & ~torch.isfinite(meters["loss"])
-        self._first_bad = torch.where(first, torch.full_like(self._first_bad, step), self._first_bad)
-        self._sums = {name: self._sums[name] + meter for name, meter in meters.items()}
-        if step % CHECK_EVERY == 0:
-            self._stop_if_diverged()
+    def _loss_of_all(self, tags: Tensor, images: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the loss of the embeddings of all processes, and their images.
 
-    def on_train_batch_end(self, outputs: object, batch: Batch, batch_idx: int) -> None:
-        """Let the averaged towers follow the trained ones; at first faster, since they start from chance."""
-        if self.averaged is not None:
-            step = self.trainer.global_step
-            average_into(self.averaged, self.towers, min(self._cfg.weight_averaging, (1 + step) / (10 + step)))
+        Where images are drawn each is judged by itself, beside all tags; there the mean over the processes is the loss.
+        """
+        everybody = gather_embeddings(images, self._rank)
+        if self.objective.draws == "images":
+            return self.objective(tags, images, batch), everybody
+        with same_draws(epoch_seed(self._cfg.seed, self.trainer.global_step, "loss"), self.device):
+            return self.objective(gather_embeddings(tags, self._rank), everybody, batch), everybody
+
+    def on_after_backward(self) -> None:
+        """Average gradients over the processes."""
+        average_gradients(self.parameters(), self._rank)
+
+    def _note(self, meters: dict[str, Tensor]) -> None:
+        """Add up meters, in place and without waiting for the device."""
+        bad = (self._first_bad < 0) & ~torch.isfinite(meters["loss"])
+        self._first_bad.copy_(torch.where(bad, self._steps, self._first_bad))
+        self._steps += 1
+        for name, meter in meters.items():
+            self._sums[name] += meter
 
     def _stop_if_diverged(self) -> None:
-        step = -1 if self._first_bad is None else int(self._first_bad)
-        if step >= 0:
+        if (step := int(self._first_bad)) >= 0:
             raise self._diverged("the loss is", step)
 
     def _diverged(self, what: str, step: int) -> TrainingDiverged:
@@ -222,20 +336,26 @@ class TwoTowerModule(pl.LightningModule):
     def on_train_epoch_end(self) -> None:
         """Judge the towers on the validation split and write the epoch down."""
         self._stop_if_diverged()
-        steps = int(self.trainer.num_training_batches)
-        means = {name: float(total) / max(steps, 1) for name, total in self._sums.items()}
+        steps = int(self._steps)
+        means = {name: float(mean_over(total, self._rank)) / max(steps, 1) for name, total in self._sums.items()}
         self._tell_collapse(means)
-        self.published.eval()
-        try:
-            judged = self._judge(self.published)
-        except NotFiniteError as error:  # the last step broke the weights, and no later batch shows it
-            raise self._diverged("scores are", steps - 1) from error
-        self.published.train()
-        val_map = float(torch.tensor(judged, dtype=torch.float32))  # what Lightning compares: both name one best
+        val_map = self._judged(steps)
         told = {"train_loss": means["loss"], "val_map": val_map, "false_negatives": means["false_negatives"]}
         self.history.append({"epoch": self.current_epoch, **told})
         self.log_dict({**told, "image_cosine": means["image_cosine"]})
         log.info("epoch %d: train_loss %.4f, val_map %.4f, false_negatives %.4f", self.current_epoch, *told.values())
+
+    def _judged(self, steps: int) -> float:
+        """Return the val_map of the towers; one process judges for all."""
+        value = torch.zeros((), device=self.device)  # in float32, as Lightning compares it: both name one best
+        if self._judge is not None:
+            self.published.eval()
+            try:
+                value.fill_(self._judge(self.published))
+            except NotFiniteError as error:  # the last step broke the weights, and no later batch shows it
+                raise self._diverged("scores are", steps - 1) from error
+            self.published.train()
+        return float(told_by_leader(value, self._rank))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return the optimizer of the config; residuals have a rate of their own, an objective's own do not decay."""
@@ -247,12 +367,20 @@ class TwoTowerModule(pl.LightningModule):
         if own := list(self.objective.parameters()):
             groups.append({"params": own, "weight_decay": 0.0})
         if cfg.optimizer == "sgd":
-            return torch.optim.SGD(groups, lr=cfg.learning_rate, momentum=cfg.momentum, weight_decay=cfg.weight_decay)
-        return torch.optim.AdamW(groups, lr=cfg.learning_rate, weight_decay=cfg.weight_decay)
+            return torch.optim.SGD(
+                groups, lr=cfg.learning_rate, momentum=cfg.momentum, weight_decay=cfg.weight_decay, fused=True
+            )
+        return torch.optim.AdamW(
+            groups,
+            lr=cfg.learning_rate,
+            weight_decay=cfg.weight_decay,
+            fused=True,
+            capturable=self.device.type == "cuda",
+        )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the history with the weights."""
-        checkpoint["history"] = list(self.history)
+        """Keep the history and the shape of the towers with the weights."""
+        checkpoint["history"], checkpoint["shape"] = list(self.history), self.towers.shape
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the history up again."""

@@ -31,6 +31,12 @@ class Inputs:
         """Return (N, W) float16, row r is image row r; read when first asked for, because it is gigabytes."""
         return self.store.gather(np.asarray(self.index.image_ids))
 
+    def features_at(self, image_rows: np.ndarray) -> np.ndarray:
+        """Return (n, W) float16 of some images; where not all are read already, these alone are."""
+        if "features" in self.__dict__:
+            return np.asarray(self.features[image_rows])
+        return self.store.gather(np.asarray(self.index.image_ids)[image_rows])
+
 
 def open_inputs(cfg: FeatureSpaceConfig) -> Inputs:
     """Open index, tag vectors and image features.

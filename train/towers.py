@@ -23,6 +23,21 @@ def signed_root(rows: Tensor) -> Tensor:
     return F.normalize(rows.sign() * rows.abs().sqrt(), dim=1)
 
 
+class Dropout(nn.Dropout):
+    """Dropout whose chances on a CPU are 16 bits of a random integer each, a tenth of the time of torch's own."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Drop each value with a chance of `p`, rounded to 1/65536, and scale those that stay."""
+        dropped = min(round(self.p * 2**16), 2**16 - 1)
+        if not self.training or not dropped or input.device.type != "cpu" or torch.compiler.is_compiling():
+            return super().forward(input)
+        integers = torch.empty(-(-input.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+        chances = integers.view(torch.int16)[: input.numel()].view(input.shape)
+        last_dropped = dropped - 2**15 - 1
+        kept = chances.clamp_(last_dropped, last_dropped + 1).sub_(last_dropped)  # comparing takes four times as long
+        return input * kept.to(input.dtype).mul_(2**16 / (2**16 - dropped))
+
+
 class Tower(nn.Module):
     """Linear layers with an activation and dropout between, ending in a unit vector.
 
@@ -49,20 +64,21 @@ class Tower(nn.Module):
         self._rooted = rooted
         self.register_buffer("centre", torch.zeros(in_dim))
         self.register_buffer("spread", torch.ones(()))
-        self.in_dropout = nn.Dropout(in_dropout)
+        self.in_dropout = Dropout(in_dropout)
         self.hidden = nn.Linear(in_dim, hidden_dim) if depth > 1 else None
         self.deeper = nn.ModuleList(nn.Linear(hidden_dim, hidden_dim) for _ in range(depth - 2))
         norms = depth - 1 if normalisation == "layer" else 0
         self.norms = nn.ModuleList(nn.LayerNorm(hidden_dim) for _ in range(norms))
         self.activation: nn.Module = nn.ReLU() if activation == "relu" else nn.Identity()
-        self.hidden_dropout = nn.Dropout(hidden_dropout)
+        self.hidden_dropout = Dropout(hidden_dropout)
         self.out = nn.Linear(hidden_dim if depth > 1 else in_dim, embed_dim)
 
     def scale_by(self, rows: Tensor) -> None:
         """Centre inputs on the mean of rows (n, in_dim) and divide them by their overall standard deviation."""
-        rows = self._root(rows.float())
+        rows = self._root(rows.to(torch.float32, copy=True))
         self.centre.copy_(rows.mean(dim=0))
-        self.spread.copy_((rows - self.centre).square().mean().sqrt().clamp(min=1e-6))
+        rows.sub_(self.centre).square_()  # in place, because the sample is large
+        self.spread.copy_(rows.mean().sqrt().clamp(min=1e-6))
 
     def _root(self, rows: Tensor) -> Tensor:
         return signed_root(rows) if self._rooted else rows
@@ -75,7 +91,7 @@ class Tower(nn.Module):
             values = layer(values)
             values = self.norms[number](values) if self.norms else values
             values = self.hidden_dropout(self.activation(values))
-        embeddings: Tensor = F.normalize(self.out(values), dim=1)
+        embeddings: Tensor = F.normalize(self.out(values).float(), dim=1)
         return embeddings
 
 
@@ -98,7 +114,6 @@ class TwoTowers(nn.Module):
         depth: int = 2,
         normalisation: str = "none",
         residual_tags: Sequence[str] = (),
-        tag_hidden_dim: int = 0,
         rooted: bool = False,
     ) -> None:
         super().__init__()
@@ -113,12 +128,10 @@ class TwoTowers(nn.Module):
             "depth": (depth, 2),
             "normalisation": (normalisation, "none"),
             "residual_tags": ([*residual_tags], []),
-            "tag_hidden_dim": (tag_hidden_dim, 0),
             "rooted": (rooted, False),
         }
         self.shape |= {name: value for name, (value, plain) in younger.items() if value != plain}
-        tag_hidden = tag_hidden_dim or hidden_dim
-        self.tag = Tower(tag_dim, tag_hidden, embed_dim, activation, 0.0, hidden_dropout, depth, normalisation)
+        self.tag = Tower(tag_dim, hidden_dim, embed_dim, activation, 0.0, hidden_dropout, depth, normalisation)
         shape = image_dim, hidden_dim, embed_dim, activation, feature_dropout, hidden_dropout, depth, normalisation
         self.image = Tower(*shape, rooted)
         self.residual = nn.Parameter(torch.zeros(len(residual_tags), embed_dim)) if residual_tags else None

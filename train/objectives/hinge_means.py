@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from train.batches import PairBatch
+from train.batches import Batch
 from train.config import TrainConfig
 from train.objectives.base import Objective
 
@@ -18,22 +18,21 @@ class HingeMeans(Objective):
         super().__init__()
         self._margin = cfg.margin
 
-    def loss(self, scores: Tensor, batch: PairBatch) -> Tensor:
-        """Return the loss of the scores (B, 2B) of a batch of pairs and their wrong pictures."""
-        return hinge_means_loss(scores, self._margin)
+    def forward(self, tags: Tensor, images: Tensor, batch: Batch) -> Tensor:
+        """Return the loss of tags (B, D) and images (2B, D): right ones, then the fixed wrong ones."""
+        right, wrong = images[: len(tags)], images[len(tags) :]
+        return hinge_means_loss((tags * right).sum(dim=1), (tags * wrong).sum(dim=1), self._margin)
 
 
-def hinge_means_loss(scores: Tensor, margin: float) -> Tensor:
+def hinge_means_loss(right: Tensor, wrong: Tensor, margin: float) -> Tensor:
     """Push the mean right score of a batch above the mean wrong one; one easy pair hides one bad pair.
 
     Args:
-        scores: (B, 2B) cosine similarities; column i is the right picture of pair i, column B + i its fixed wrong one,
-            which may carry the tag too.
-        margin: in the unit of `scores`.
+        right: (B,) cosine similarities of the pairs.
+        wrong: (B,) of each tag with the pair's fixed wrong picture, which may carry it too.
+        margin: in the unit of the scores.
 
     Returns:
         Scalar.
     """
-    size = len(scores)
-    right, wrong = scores[:, :size].diagonal().mean(), scores[:, size:].diagonal().mean()
-    return (margin - right + wrong).clamp(min=0)
+    return (margin - right.mean() + wrong.mean()).clamp(min=0)

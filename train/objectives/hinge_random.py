@@ -4,41 +4,47 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from train.batches import PairBatch
+from train.batches import Batch
 from train.config import TrainConfig
-from train.objectives.base import Objective, keep_hardest
+from train.objectives.base import Objective, Way, keep_hardest
 
 
 class HingeRandom(Objective):
     """One wrong picture a pair counts, drawn from the batch's or from the hardest share of them."""
+
+    both_ways = False
 
     def __init__(self, cfg: TrainConfig) -> None:
         super().__init__()
         self._margin = cfg.margin
         self._share = cfg.hard_negative_share
 
-    def loss(self, scores: Tensor, batch: PairBatch) -> Tensor:
-        """Return the loss of the scores (B, B) of a batch of pairs."""
-        hard = keep_hardest(scores, batch.blocked, self._share)
-        return hinge_random_loss(scores, hard, self._margin, batch.weights)
+    def forward(self, tags: Tensor, images: Tensor, batch: Batch) -> Tensor:
+        """Return the loss of tags (B, D) and images (B, D): mean over the pairs that have a wrong picture."""
+        with_wrong = (batch.blocked.counts() < len(images)).sum()
+        return self.summed(tags, images, (tags * images).sum(dim=1), batch) / with_wrong.clamp(min=1)
+
+    def losses(self, way: Way) -> Tensor:
+        """Return what each row costs, (n,)."""
+        return hinge_random_losses(
+            way.scores, way.own, keep_hardest(way.scores, way.barrier, self._share), self._margin
+        )
 
 
-def hinge_random_loss(scores: Tensor, blocked: Tensor, margin: float, weights: Tensor | None = None) -> Tensor:
+def hinge_random_losses(scores: Tensor, own: Tensor, barrier: Tensor, margin: float) -> Tensor:
     """Push each paired image above one irrelevant image of the batch, drawn at random.
 
     Args:
-        scores: (B, B) cosine similarities, tags in rows, images in columns.
-        blocked: (B, B) bool, True where the image is no negative of the tag; True on the diagonal.
+        scores: (n, m) cosine similarities, tags in rows, images in columns.
+        own: (n,) score of each tag with its paired image.
+        barrier: (n, m), 0 where there is a negative, BLOCKED elsewhere.
         margin: in the unit of `scores`.
-        weights: (B,) of the pairs.
 
     Returns:
-        Scalar, mean over the pairs that have an irrelevant image in the batch; 0 where none has.
+        (n,), 0 where a row has no negative.
     """
-    draw = torch.rand_like(scores).masked_fill(blocked, -1)
-    chance, wrong = draw.max(dim=1)
-    violation = (margin + scores.gather(1, wrong[:, None])[:, 0] - scores.diagonal()).clamp(min=0)
-    usable = (chance >= 0).to(scores.dtype)
-    counted = usable if weights is None else usable * weights
-    return (violation * counted).sum() / usable.sum().clamp(min=1)
+    chance, wrong = (torch.rand_like(scores) + barrier).max(dim=1, keepdim=True)
+    violation = F.relu(margin + scores.gather(1, wrong)[:, 0] - own)
+    return violation * (chance[:, 0] >= 0)

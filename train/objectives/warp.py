@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from train.batches import PairBatch
 from train.config import TrainConfig
-from train.objectives.base import Objective, weighted_mean
+from train.objectives.base import Objective, Way
+from train.objectives.hinge import violations
 
 
 class Warp(Objective):
@@ -17,33 +17,31 @@ class Warp(Objective):
         super().__init__()
         self._margin = cfg.margin
 
-    def loss(self, scores: Tensor, batch: PairBatch) -> Tensor:
-        """Return the loss of the scores (B, B) of a batch of pairs, mean of tag and image direction."""
-        order = torch.rand_like(scores)
-        per_tag = warp_losses(scores, batch.blocked, order, self._margin)
-        per_image = warp_losses(scores.T, batch.blocked.T, order.T, self._margin)
-        return (weighted_mean(per_tag, batch.weights) + weighted_mean(per_image, batch.weights)) / 2
+    def losses(self, way: Way) -> Tensor:
+        """Return what each row costs, (n,)."""
+        return warp_losses(way.scores, way.own, way.barrier, torch.rand_like(way.scores), self._margin)
 
 
-def warp_losses(scores: Tensor, blocked: Tensor, order: Tensor, margin: float) -> Tensor:
+def warp_losses(scores: Tensor, own: Tensor, barrier: Tensor, order: Tensor, margin: float) -> Tensor:
     """Push the positive of each row above the first negative tried that misses the margin.
 
-    With n negatives of which the t-th tried is the first to miss it, the positive's rank is about n // t, and the
+    With N negatives of which the t-th tried is the first to miss it, the positive's rank is about N // t, and the
     violation weighs 1 + 1/2 + ... + 1/rank: a step near the top of the ranking counts more than one far down.
 
     Args:
-        scores: (B, B) cosine similarities, positives on the diagonal.
-        blocked: (B, B) bool, True where there is no negative; True on the diagonal.
-        order: (B, B), the negatives of a row are tried by rising value.
+        scores: (n, m) cosine similarities.
+        own: (n,) score of each row with its positive.
+        barrier: (n, m), 0 where there is a negative, BLOCKED elsewhere.
+        order: (n, m), the negatives of a row are tried by rising value.
         margin: in the unit of `scores`.
 
     Returns:
-        (B,), 0 where no negative misses the margin.
+        (n,), 0 where no negative misses the margin.
     """
-    violation = (margin + scores - scores.diagonal()[:, None]).clamp(min=0).masked_fill(blocked, 0)
+    violation, negative = violations(scores, own, barrier, margin), barrier == 0
     first, wrong = order.masked_fill(violation == 0, torch.inf).min(dim=1, keepdim=True)
-    tried = ((order <= first) & ~blocked).sum(dim=1, keepdim=True).clamp(min=1)
-    rank = (~blocked).sum(dim=1, keepdim=True) // tried
-    harmonic = torch.arange(len(scores) + 1, device=scores.device).to(scores.dtype).clamp(min=1).reciprocal()
+    tried = ((order <= first) & negative).sum(dim=1, keepdim=True).clamp(min=1)
+    rank = negative.sum(dim=1, keepdim=True) // tried
+    harmonic = torch.arange(scores.shape[1] + 1, device=scores.device).to(scores.dtype).clamp(min=1).reciprocal()
     harmonic[0] = 0
     return (harmonic.cumsum(0)[rank] * violation.gather(1, wrong))[:, 0]
