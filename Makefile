@@ -14,8 +14,8 @@ SERVE := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(PYTHON) -m serve
 SAMPLE := paths.data=data/sample paths.runs=runs/sample
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help demo sample serve crawl index tag_vectors image_features reduce features train sweep evaluate reproduce reverse compare \
-	publish verify bench test lint format lock clean
+.PHONY: help demo sample serve crawl index tag_vectors image_features reduce features train sweep evaluate reverse compare \
+	reproduce publish verify bench test lint format lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z_]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  make %-15s %s\n", $$1, $$2 }'
@@ -71,6 +71,9 @@ compare: $(READY) ## tell which run is better, and on which tags: ARGS="runs=[or
 
 reverse: $(READY) ## judge reverse image search by class: ARGS="classes=labels run=wide"
 	@$(PYTHON) -m train.reverse $(ARGS)
+
+reproduce: $(READY) ## run README's tables of results again and compare: ARGS="photographs=<paths.data>"
+	@$(PYTHON) -m train.results $(ARGS)
 
 publish: $(READY) ## embed all images with a run: ARGS="run=wide"
 	@$(PYTHON) -m serve.publish $(ARGS)

@@ -3,6 +3,7 @@
 import ast
 import logging
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import fields
@@ -30,6 +31,7 @@ from configs.compose import (
     CONFIG_DIR,
     ConfigError,
     expand_argument_files,
+    gather,
     refuse_hydra_outputs,
     resolved,
     run_stage,
@@ -382,7 +384,6 @@ def test_what_would_let_hydra_write_or_drop_a_key_is_refused(argument):
 README = (CONFIG_DIR.parent / "README.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(
     r'make (crawl|tag_vectors|image_features|reduce|train|evaluate|compare|publish|serve) (?:PORT=\d+ )?ARGS="([^"]+)"',
-    r'make (crawl|tag_vectors|image_features|reduce|train|sweep|evaluate|publish|serve) (?:PORT=\d+ )?ARGS="([^"]+)"',
     README,
 )
 
@@ -390,6 +391,18 @@ COMMANDS = re.findall(
 @pytest.mark.parametrize(("stage", "overrides"), COMMANDS)
 def test_every_command_of_the_readme_composes(stage, overrides):
     composed(stage, *overrides.split())
+
+
+RESTS = {"sweep": "axes", "reproduce": "collections"}  # what takes the overrides that are not the stage's own
+
+
+@pytest.mark.parametrize(("stage", "overrides"), re.findall(r'make (sweep|reproduce) ARGS="([^"]+)"', README))
+def test_every_command_of_the_readme_with_overrides_of_others_composes(stage, overrides):
+    arguments = gather(shlex.split(overrides), STAGES[stage][0], stage, RESTS[stage])
+    cfg = composed(stage, *arguments)
+    if stage == "sweep":
+        for chosen in probes(open_space(open_axes(cfg)[0], cfg)):
+            composed("train", *(f"{key}={value}" for key, value in chosen.items()))
 
 
 def test_the_readme_has_commands():

@@ -28,6 +28,7 @@ def dry(*arguments):
         ("features", "features"),
         ("train", "train.fit"),
         ("sweep", "train.sweep"),
+        ("reproduce", "train.results"),
         ("serve", "serve"),
     ],
 )

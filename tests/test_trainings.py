@@ -50,7 +50,8 @@ def test_a_training_that_dies_says_why(tmp_path, margin, why):
         ("epoch 1\nerror: collapsed\n", "collapsed"),
         ("torch.OutOfMemoryError: CUDA out of memory\n  in a frame\n", "torch.OutOfMemoryError: CUDA out of memory"),
         ("x.py:3: UserWarning: old\nepoch 1\n", "epoch 1"),
-        ("\n", "it printed nothing"),
+        ("last words\n\n(exit status 3)", "last words"),
+        ("\n(exit status 3)", "(exit status 3)"),
     ],
 )
 def test_the_reason_is_the_last_error_or_the_last_line(printed, why):
@@ -86,7 +87,7 @@ def test_a_run_that_another_process_trains_is_waited_for(tmp_path, caplog):
 def test_what_another_process_says_it_is_writing_is_tried_again(tmp_path, monkeypatch):
     ends = iter([(1, "error: another process is writing 'a'; wait\n"), (1, "error: collapsed\n")])
     monkeypatch.setattr(Trainings, "_process", lambda *_: next(ends))
-    assert Trainings().train(tmp_path / "a", []) == (None, "error: collapsed\n")
+    assert reason(Trainings().train(tmp_path / "a", [])[1]) == "collapsed"
 
 
 def test_stopping_ends_what_trains_and_what_waits(tmp_path):

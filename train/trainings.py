@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 TRAIN = "train.fit"
 BUSY = "another process is writing"  # what `exclusive` says; then we wait again
 LOOK_AGAIN_S = 1.0  # at a run that another process trains
+STATUS = "(exit status"
 ERROR = re.compile(r"(error: |[\w.]*(Error|Exception|Interrupt)\b)")
 
 
@@ -126,14 +127,13 @@ def is_held(run_dir: Path) -> bool:
 def ended(status: int) -> str:
     """Say by which signal a process ended, if by one."""
     if status >= 0:
-        return f"(exit status {status})"
+        return f"{STATUS} {status})"
     name = signal.Signals(-status).name
     return f"error: killed by {name}" + (", as where memory runs out" if name == "SIGKILL" else "")
 
 
 def reason(printed: str) -> str:
     """Return the line that says why a training failed: its last error, or its last line."""
-    lines = [line.strip() for line in printed.splitlines() if line.strip()]
-    lines = [line for line in lines if not line.startswith("(exit status")] or lines
-    errors = [line for line in lines if ERROR.match(line)]
-    return (errors or lines or ["it printed nothing"])[-1].removeprefix("error: ")
+    *lines, last = [line.strip() for line in printed.splitlines() if line.strip()]
+    errors = [line for line in [*lines, last] if ERROR.match(line)]
+    return (errors or (lines if last.startswith(STATUS) else []) or [last])[-1].removeprefix("error: ")
