@@ -238,7 +238,7 @@ def test_other_inputs_under_the_same_config_are_refused(line, undisturbed, monke
         return inputs
 
     monkeypatch.setattr(train.fit, "open_inputs", changed)
-    with pytest.raises(ArtifactError, match="index, tag vectors or image features have changed"):
+    with pytest.raises(ArtifactError, match="index, its audit, tag vectors or image features have changed"):
         fit(train_config(line, run="undisturbed"))
 
 

@@ -1,6 +1,6 @@
 """Stage `train`: fit the two towers and write a run directory.
 
-Reads   data/index, data/tag_vectors, data/image_features, data/collection/tag_relations.csv where there is one
+Reads   data/index, data/audit, data/tag_vectors, data/image_features; data/collection/tag_relations.csv if there is one
 Writes  runs/<run>/{config.yaml, towers.safetensors, history.csv, manifest.json}; beside the seal checkpoints/ and logs/
 """
 
@@ -37,6 +37,7 @@ from crawl.shards import RELATIONS_FILE
 from crawl.tags import read_relations
 from features.inverted_index import InvertedIndex
 from features.runtimes import resolve
+from train.audit import audited
 from train.batches import TrainingSet, is_withheld, open_batches, spared_tags, training_pairs
 from train.config import TrainConfig
 from train.galleries import Question, gallery_question, mean_average_precision
@@ -74,7 +75,7 @@ def open_run_dir(cfg: TrainConfig, recipe: str) -> tuple[Path, Manifest | None]:
 def _difference(saved: Path, text: str) -> str:
     old, new = saved.read_text(encoding="utf-8").splitlines(), text.splitlines()
     changed = [f"{was.strip()} -> {now.strip()}" for was, now in zip(old[1:], new[1:], strict=False) if was != now]
-    return "; ".join(changed[:5]) or "the index, tag vectors or image features have changed"
+    return "; ".join(changed[:5]) or "the index, its audit, tag vectors or image features have changed"
 
 
 def validation(index: InvertedIndex, inputs: Inputs, cfg: TrainConfig) -> Question:
@@ -220,11 +221,12 @@ def train_towers(inputs: Inputs, cfg: TrainConfig, run_dir: Path) -> TwoTowerMod
 
 def fit(cfg: TrainConfig) -> Path:
     """Train one run and return its directory. Callable from tests without Hydra."""
-    inputs = open_inputs(cfg)
+    inputs = audited(open_inputs(cfg), cfg.paths, cfg.max_leakage)
     relations = relations_file(cfg)
     if relations.is_file():
         inputs.content["tag_relations"] = file_sha256(relations)
-    recipe = digest([TRAIN_VERSION, recipe_config(cfg), inputs.content, inputs.spaces])
+    shaping = {name: value for name, value in recipe_config(cfg).items() if name != "max_leakage"}
+    recipe = digest([TRAIN_VERSION, shaping, inputs.content, inputs.spaces])
     run_dir, finished = open_run_dir(cfg, recipe)
     if finished is not None:
         log.info("already done: %s, val_map %.4f", run_dir, finished.facts["val_map"])

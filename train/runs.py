@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -25,6 +25,7 @@ class Inputs:
     store: FeatureStore
     spaces: dict[str, str]  # feature space, word space, tag rules
     content: dict[str, str]  # content_ids, provenance only
+    left_out: dict[str, int] = field(default_factory=dict)  # images of val and test that straddle the splits
 
     @cached_property
     def features(self) -> np.ndarray:
