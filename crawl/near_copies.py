@@ -20,6 +20,7 @@ FREQUENCIES = 8  # F
 CROPS = ((0.0, 1.0), (0.0, 0.95), (0.05, 1.0), (0.05, 0.95), (0.0, 0.9), (0.1, 1.0))  # of an axis; of both all pairs
 PROBES = 2 * len(CROPS) ** 2  # the second half mirrored
 BANDS = 4  # of 16 bits, of which one may differ: all hashes within 7 bits are found, and most within RADIUS
+FLIPS = np.array([0, *(1 << bit for bit in range(64 // BANDS))])  # of a band
 RADIUS = 12  # bits that hashes of copies may differ by
 MIN_COSINE = 0.88  # of the frequencies of copies
 FLAT = 4.0  # grey levels: thumbnails that spread less have no frequencies to speak of
@@ -32,6 +33,8 @@ WINDOW_PX = 17
 NOISE = 400.0  # variance, in grey levels squared, below which a window's detail does not count
 LUMA = np.array([0.299, 0.587, 0.114])  # of R, G, B
 ALIGNING_STEPS = 15
+SETTLED = 1e-3  # of a side, a fifteenth of a pixel
+LEAST_BOX, MOST_BOX = np.array([-0.05, 0.7, -0.05, 0.7]), np.array([0.3, 1.05, 0.3, 1.05])  # no smaller part is sought
 
 
 @cache
@@ -100,23 +103,26 @@ class HashTable:
     def near(self, asked: np.ndarray) -> np.ndarray:
         """Return (n, 2) int64 pairs of places in `asked` and in the table, of hashes at most RADIUS bits apart."""
         found = [np.empty((0, 2), dtype=np.int64)]
-        for band in range(BANDS):
-            keys = _band(asked, band)
-            for flip in [0, *(1 << bit for bit in range(64 // BANDS))]:
-                found += self._in_buckets(asked, band, keys ^ flip)
-        return np.unique(np.concatenate(found), axis=0)
+        for start in range(0, len(asked), CHUNK):
+            chunk = asked[start : start + CHUNK]
+            pairs = [each for band in range(BANDS) for each in self._in_buckets(chunk, band)]
+            found.append(np.unique(np.concatenate(pairs), axis=0) + np.array([start, 0]))
+        return np.concatenate(found)
 
-    def _in_buckets(self, asked: np.ndarray, band: int, keys: np.ndarray) -> Iterator[np.ndarray]:
+    def _in_buckets(self, asked: np.ndarray, band: int) -> Iterator[np.ndarray]:
+        """Yield the pairs whose bits of a band are equal but for one at most, after about COMPARISONS each."""
+        keys = (_band(asked, band)[:, None] ^ FLIPS).ravel()
         starts = self._starts[band][keys]
         counts = self._starts[band][keys + 1] - starts
         ends = np.cumsum(counts)
         first = 0
-        while first < len(asked):
-            done = ends[first - 1] if first else 0
-            last = max(first + 1, int(np.searchsorted(ends, done + COMPARISONS)))
-            places = np.repeat(np.arange(first, last), counts[first:last])
-            within = np.arange(len(places)) - (ends[places] - counts[places] - done)
-            rows = self._order[band][starts[places] + within]
+        while first < len(keys):
+            done = ends[first] - counts[first]
+            last = max(first + 1, int(np.searchsorted(ends, done + COMPARISONS, side="right")))
+            buckets = np.repeat(np.arange(first, last), counts[first:last])
+            within = np.arange(len(buckets)) - (ends[buckets] - counts[buckets] - done)
+            rows = self._order[band][starts[buckets] + within]
+            places = buckets // len(FLIPS)
             close = np.bitwise_count(asked[places] ^ self._values[rows]) <= RADIUS
             yield np.stack([places[close], rows[close]], axis=1)
             first = last
@@ -132,10 +138,13 @@ def candidates(asked: np.ndarray, others: np.ndarray) -> np.ndarray:
     Returns:
         (n, 3) int64, places in `asked` and `others`, and a probe; of each pair the TRIED best probes, best first.
     """
-    table = HashTable(hashes(others))
+    plain = hashes(others)
+    table = HashTable(plain)
     found, alike = [np.empty((0, 3), dtype=np.int64)], [np.empty(0)]
     for probe in range(PROBES):
-        pairs = table.near(hashes(asked, probe))
+        probed = hashes(asked, probe)
+        # Few looked up among many are cheaper than many among few.
+        pairs = table.near(probed) if len(asked) <= len(others) else HashTable(probed).near(plain)[:, ::-1]
         for start in range(0, len(pairs), CHUNK):
             near = pairs[start : start + CHUNK]
             cosine = cosines(asked[near[:, 0]], others[near[:, 1]], probe)
@@ -160,12 +169,9 @@ def is_flat(thumbnails: np.ndarray) -> np.ndarray:
 def _sampled(low: float, high: float) -> np.ndarray:
     """Return (S, S), from an axis of a picture to the pixels of its part between two shares, bilinear."""
     at = (low + (np.arange(PICTURE_PX) + 0.5) / PICTURE_PX * (high - low)) * PICTURE_PX - 0.5
-    at = at.clip(0, PICTURE_PX - 1)
-    left = np.minimum(at.astype(int), PICTURE_PX - 2)
-    matrix = np.zeros((PICTURE_PX, PICTURE_PX))
-    matrix[np.arange(PICTURE_PX), left] = 1 - (at - left)
-    matrix[np.arange(PICTURE_PX), left + 1] += at - left
-    return matrix
+    return np.asarray(
+        np.maximum(1 - np.abs(np.arange(PICTURE_PX) - np.minimum(np.maximum(at, 0), PICTURE_PX - 1)[:, None]), 0)
+    )
 
 
 def _part(picture: np.ndarray, box: np.ndarray) -> np.ndarray:
@@ -174,7 +180,10 @@ def _part(picture: np.ndarray, box: np.ndarray) -> np.ndarray:
 
 
 def _correlation(one: np.ndarray, other: np.ndarray) -> float:
-    return float(np.corrcoef(one.ravel(), other.ravel())[0, 1]) if one.std() and other.std() else 0.0
+    """Return the correlation of two pictures, 0 where one is flat."""
+    one, other = one - one.mean(), other - other.mean()
+    norms = np.sqrt((one * one).sum() * (other * other).sum())
+    return float((one * other).sum() / norms) if norms else 0.0
 
 
 def align(whole: np.ndarray, part: np.ndarray, box: np.ndarray) -> np.ndarray:
@@ -182,22 +191,31 @@ def align(whole: np.ndarray, part: np.ndarray, box: np.ndarray) -> np.ndarray:
 
     Gauss-Newton on the four sides, with gain and offset between the pictures left free: Lucas and Kanade, 1981.
     """
-    down, right = np.gradient(whole * PICTURE_PX)
+    slopes = np.stack([whole, *np.gradient(whole * PICTURE_PX)])
     to_high = (np.arange(PICTURE_PX) + 0.5) / PICTURE_PX
-    best, best_box = _correlation(_part(whole, box), part), box
+    by_side = np.stack([1 - to_high, to_high])
+    columns = np.empty((6, PICTURE_PX, PICTURE_PX))
+    columns[4:] = -part, -np.ones_like(part)
+    best, best_box = -1.0, box
     for _ in range(ALIGNING_STEPS):
-        seen, by_x, by_y = (_part(each, box) for each in (whole, right, down))
-        columns = [by_x * (1 - to_high), by_x * to_high, by_y * (1 - to_high)[:, None], by_y * to_high[:, None]]
-        slopes = np.stack([each.ravel() for each in (*columns, -part, -np.ones_like(part))], axis=1)
-        normal = slopes.T @ slopes + 1e-3 * np.eye(6)
-        step = np.linalg.solve(normal, -(slopes.T @ seen.ravel()))[:4]
-        box = (box + step.clip(-0.05, 0.05)).clip([-0.05, 0.7, -0.05, 0.7], [0.3, 1.05, 0.3, 1.05])
-        found = _correlation(_part(whole, box), part)
-        if found > best:
+        seen, down, right = _part(slopes, box)
+        if (found := _correlation(seen, part)) > best:
             best, best_box = found, box
-        if np.abs(step).max() < 1e-4:
+        columns[:2] = right * by_side[:, None, :]
+        columns[2:4] = down * by_side[:, :, None]
+        design = columns.reshape(6, -1)
+        step = np.linalg.solve(design @ design.T + 1e-3 * np.eye(6), -(design @ seen.ravel()))[:4]
+        if np.abs(step).max() < SETTLED:
             break
+        box = np.minimum(np.maximum(box + step, LEAST_BOX), MOST_BOX)
     return best_box
+
+
+@cache
+def _windows() -> np.ndarray:
+    """Return (S - WINDOW_PX + 1, S), from an axis of a picture to its means over windows."""
+    past_start = np.arange(PICTURE_PX) - np.arange(PICTURE_PX - WINDOW_PX + 1)[:, None]
+    return np.asarray(((past_start >= 0) & (past_start < WINDOW_PX)) / WINDOW_PX)
 
 
 def similarity(picture: np.ndarray, other: np.ndarray, probe: int) -> float:
