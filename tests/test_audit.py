@@ -221,7 +221,7 @@ def test_evaluation_says_how_many_it_leaves_out_and_judges_the_rest(own, monkeyp
     fit(train_config(own))
     directory = evaluate(evaluate_config(own))
     metrics = json.loads((directory / "metrics.json").read_text())
-    assert metrics["left_out"] == 2
+    assert metrics["left_out_images"] == 2
     assert metrics["questions"]["gallery"]["num_candidates"] == 58
     gone = {open_index(own)[0].image_id(row) for row in left_out}
     for path in [*directory.glob("*.run"), *directory.glob("*.qrels")]:

@@ -47,6 +47,7 @@ from features.config import (
 from serve.config import PublishConfig, ServeConfig
 from train.config import (
     OBJECTIVES,
+    AuditConfig,
     CompareConfig,
     EvaluateConfig,
     ReproduceConfig,
@@ -64,6 +65,7 @@ STAGES = {
     "tag_vectors": (TagVectorsConfig, []),
     "image_features": (ImageFeaturesConfig, []),
     "reduce": (ReduceConfig, ["pca=256"]),
+    "audit": (AuditConfig, []),
     "train": (TrainConfig, []),
     "evaluate": (EvaluateConfig, []),
     "compare": (CompareConfig, ["runs=[a,b]"]),
@@ -381,8 +383,9 @@ def test_what_would_let_hydra_write_or_drop_a_key_is_refused(argument):
 
 README = (CONFIG_DIR.parent / "README.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(
-    r'make (crawl|tag_vectors|image_features|reduce|train|evaluate|compare|publish|serve) (?:PORT=\d+ )?ARGS="([^"]+)"',
-    r'make (crawl|tag_vectors|image_features|reduce|train|sweep|evaluate|publish|serve) (?:PORT=\d+ )?ARGS="([^"]+)"',
+    r'make (crawl|tag_vectors|image_features|reduce|audit|train|evaluate|compare|publish|serve) (?:PORT=\d+ )?ARGS="([^"]+)"',
+    r"make (crawl|tag_vectors|image_features|reduce|audit|train|sweep|evaluate|compare|publish|serve) (?:PORT=\d+ )?"
+    r'ARGS="([^"]+)"',
     README,
 )
 

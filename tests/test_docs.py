@@ -13,6 +13,7 @@ from crawl.ingest import Reason
 from features.config import ImageFeaturesConfig, IndexConfig, ReduceConfig, TagVectorsConfig
 from serve.config import PublishConfig, ServeConfig
 from train.config import (
+    AuditConfig,
     CompareConfig,
     EvaluateConfig,
     ReproduceConfig,
@@ -30,6 +31,7 @@ SCHEMAS = (
     TagVectorsConfig,
     ImageFeaturesConfig,
     ReduceConfig,
+    AuditConfig,
     TrainConfig,
     EvaluateConfig,
     CompareConfig,

@@ -115,7 +115,7 @@ class Comparison:
     def __init__(self, index: InvertedIndex, collection: Path) -> None:
         self._index = index
         self._jpegs = JpegReader(collection)
-        self._reader = PictureReader(index, collection, COMPARED, cores())
+        self._reader = PictureReader(index, collection, COMPARED, 1, cores())
 
     def pairs(self, asked: np.ndarray, least: float) -> list[Pair]:
         """Return those of candidates (n, 3) that are copies, each once."""
@@ -123,7 +123,7 @@ class Comparison:
         for start in tqdm(range(0, len(asked), PAIRS_AT_ONCE), desc="comparing", mininterval=1.0):
             chunk = asked[start : start + PAIRS_AT_ONCE]
             rows = np.unique(chunk[:, :2])
-            pictures = dict(zip(rows.tolist(), next(self._reader.batches(rows, len(rows))), strict=True))
+            pictures = dict(zip(rows.tolist(), next(self._reader.batches(rows, len(rows)))[0], strict=True))
             for whole, part, probe in chunk.tolist():
                 image, other = self._in_order(whole, part)
                 if (image, other) not in found:

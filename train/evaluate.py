@@ -252,7 +252,7 @@ def write_evaluation(
         "run": cfg.run,
         "split": cfg.split,
         "seed": run.config["seed"],
-        "left_out": systems.inputs.left_out.get(cfg.split, 0),
+        "left_out_images": systems.inputs.left_out.get(cfg.split, 0),
         "ridge_strength": systems.ridge_strength,
         "questions": {q.name: summarise(q, found, cfg.resamples) for q, found in zip(asked, answered, strict=True)},
     }
