@@ -200,7 +200,7 @@ def test_images_that_straddle_are_in_no_list_of_val_and_test_and_stay_in_train(o
     plant(monkeypatch, own, [near(row, rows_in(own, TRAIN, 1)[0]) for row in held_out])
     with caplog.at_level("INFO"):
         inputs = audited(open_inputs(train_config(own)), own)
-    assert "straddle the splits: 2 and 1 images" in caplog.text
+    assert "straddle the splits: 2 val images and 1 test images" in caplog.text
     before = open_index(own)[0].splits
     assert np.flatnonzero(inputs.index.splits != before).tolist() == sorted(held_out)
     assert set(inputs.index.splits[held_out]) == {LEFT_OUT}

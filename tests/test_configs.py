@@ -383,7 +383,6 @@ def test_what_would_let_hydra_write_or_drop_a_key_is_refused(argument):
 
 README = (CONFIG_DIR.parent / "README.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(
-    r'make (crawl|tag_vectors|image_features|reduce|audit|train|evaluate|compare|publish|serve) (?:PORT=\d+ )?ARGS="([^"]+)"',
     r"make (crawl|tag_vectors|image_features|reduce|audit|train|sweep|evaluate|compare|publish|serve) (?:PORT=\d+ )?"
     r'ARGS="([^"]+)"',
     README,

@@ -1,6 +1,6 @@
 """Stage `audit`: name the pictures that straddle train, val and test, before anything is trained.
 
-Reads   data/index, data/collection, data/image_features/thumbnail-<8 hex>, which it makes for images that have none
+Reads   data/index, data/collection, data/thumbnails/thumbnail-<8 hex>, which it makes for images that have none
 Writes  data/audit/<generation>/{pairs.csv, left_out.txt, manifest.json}
 
 It looks at pixels alone, so that runs on all backbones are judged by the same images. Of a straddling pair the side in
@@ -120,7 +120,9 @@ class Comparison:
     def pairs(self, asked: np.ndarray, least: float) -> list[Pair]:
         """Return those of candidates (n, 3) that are copies, each once."""
         found: dict[tuple[int, int], Pair] = {}
-        for start in tqdm(range(0, len(asked), PAIRS_AT_ONCE), desc="comparing", mininterval=1.0):
+        for start in tqdm(
+            range(0, len(asked), PAIRS_AT_ONCE), desc="comparing", mininterval=1.0, disable=not len(asked)
+        ):
             chunk = asked[start : start + PAIRS_AT_ONCE]
             rows = np.unique(chunk[:, :2])
             pictures = dict(zip(rows.tolist(), next(self._reader.batches(rows, len(rows)))[0], strict=True))
@@ -280,16 +282,35 @@ def settle_audit(paths: Paths) -> tuple[Path, Manifest]:
     return directory, open_artifact(directory, "audit", make="make audit")
 
 
-def audited(inputs: Inputs, paths: Paths, max_leakage: float = 1.0) -> Inputs:
-    """Return inputs whose val and test hold no image that straddles the splits.
+def left_out_images(paths: Paths, index: InvertedIndex) -> tuple[np.ndarray, dict[str, str]]:
+    """Return the rows of val and test that straddle the splits, and what they add to a recipe: nothing if none do."""
+    directory, manifest = settle_audit(paths)
+    ids = (directory / LEFT_OUT_IDS).read_text(encoding="ascii").split()
+    rows = np.searchsorted(np.asarray(index.image_ids), np.array(ids, dtype="S16"))
+    if len(ids):
+        told = " and ".join(f"{count} {name} images" for name, count in manifest.facts["left_out"].items())
+        log.info("left out, because they straddle the splits: %s", told)
+    return rows, {"left_out": digest(ids)} if ids else {}
+
+
+def audited(inputs: Inputs, paths: Paths) -> Inputs:
+    """Return inputs whose val and test hold no image that straddles the splits."""
+    rows, content = left_out_images(paths, inputs.index)
+    if not len(rows):
+        return inputs
+    counts = {SPLITS[split]: int((inputs.index.splits[rows] == split).sum()) for split in (VAL, TEST)}
+    return replace(inputs, index=inputs.index.without(rows), content={**inputs.content, **content}, left_out=counts)
+
+
+def check_leakage(paths: Paths, index: InvertedIndex, max_leakage: float) -> None:
+    """Stop where too much straddles the splits.
 
     Raises:
-        ArtifactError: more than a share of val or of test straddles.
+        ArtifactError: more than that share of val or of test, with examples and the way out.
     """
     directory, manifest = settle_audit(paths)
-    counts = manifest.facts["left_out"]
-    for name, count in counts.items():
-        size = int((inputs.index.splits == SPLITS.index(name)).sum())
+    for name, count in manifest.facts["left_out"].items():
+        size = int((index.splits == SPLITS.index(name)).sum())
         if count > max_leakage * size:
             raise ArtifactError(
                 f"{count} of {size} {name} images ({count / size:.1%}) straddle the splits, more than max_leakage="
@@ -297,15 +318,6 @@ def audited(inputs: Inputs, paths: Paths, max_leakage: float = 1.0) -> Inputs:
                 "belongs together one `group` in the source, or take copies out of it; or train without them in val "
                 f"and test, with max_leakage={math.ceil(100 * count / size) / 100:g}."
             )
-    ids = np.array((directory / LEFT_OUT_IDS).read_text(encoding="ascii").split(), dtype="S16")
-    if not len(ids):
-        return inputs
-    rows = np.searchsorted(np.asarray(inputs.index.image_ids), ids)
-    log.info(
-        "left out of val and test, because they straddle the splits: %s images", " and ".join(map(str, counts.values()))
-    )
-    content = {**inputs.content, "left_out": digest(sorted(ids.astype(str).tolist()))}
-    return replace(inputs, index=inputs.index.without(rows), content=content, left_out=counts)
 
 
 def _examples(directory: Path, split: str) -> list[str]:

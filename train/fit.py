@@ -37,7 +37,7 @@ from crawl.shards import RELATIONS_FILE
 from crawl.tags import read_relations
 from features.inverted_index import InvertedIndex
 from features.runtimes import resolve
-from train.audit import audited
+from train.audit import audited, check_leakage
 from train.batches import TrainingSet, is_withheld, open_batches, spared_tags, training_pairs
 from train.config import TrainConfig
 from train.galleries import Question, gallery_question, mean_average_precision
@@ -221,7 +221,9 @@ def train_towers(inputs: Inputs, cfg: TrainConfig, run_dir: Path) -> TwoTowerMod
 
 def fit(cfg: TrainConfig) -> Path:
     """Train one run and return its directory. Callable from tests without Hydra."""
-    inputs = audited(open_inputs(cfg), cfg.paths, cfg.max_leakage)
+    found = open_inputs(cfg)
+    check_leakage(cfg.paths, found.index, cfg.max_leakage)
+    inputs = audited(found, cfg.paths)
     relations = relations_file(cfg)
     if relations.is_file():
         inputs.content["tag_relations"] = file_sha256(relations)
