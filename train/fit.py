@@ -185,6 +185,11 @@ def open_training_set(inputs: Inputs, cfg: TrainConfig) -> TrainingSet:
     return TrainingSet(pairs, index.num_tags, index.by_image, spared, cfg.frequency_weighting)
 
 
+def shaping(cfg: TrainConfig) -> dict[str, Any]:
+    """Return what of a config shapes a run."""
+    return {name: value for name, value in recipe_config(cfg).items() if name != "max_leakage"}
+
+
 def relations_file(cfg: TrainConfig) -> Path:
     """Return where relations between tags would lie."""
     return cfg.paths.artifact("collection") / RELATIONS_FILE
@@ -227,8 +232,7 @@ def fit(cfg: TrainConfig) -> Path:
     relations = relations_file(cfg)
     if relations.is_file():
         inputs.content["tag_relations"] = file_sha256(relations)
-    shaping = {name: value for name, value in recipe_config(cfg).items() if name != "max_leakage"}
-    recipe = digest([TRAIN_VERSION, shaping, inputs.content, inputs.spaces])
+    recipe = digest([TRAIN_VERSION, shaping(cfg), inputs.content, inputs.spaces])
     run_dir, finished = open_run_dir(cfg, recipe)
     if finished is not None:
         log.info("already done: %s, val_map %.4f", run_dir, finished.facts["val_map"])
