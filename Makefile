@@ -15,7 +15,7 @@ SAMPLE := paths.data=data/sample paths.runs=runs/sample
 export PYTHONUNBUFFERED := 1
 
 .PHONY: help demo sample serve crawl index tag_vectors image_features reduce features audit train sweep \
-	evaluate reproduce reverse compare publish verify bench test lint format lock clean
+	evaluate reproduce reverse compare export publish verify bench test lint format lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z_]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  make %-15s %s\n", $$1, $$2 }'
@@ -74,6 +74,9 @@ compare: $(READY) ## tell which run is better, and on which tags: ARGS="runs=[or
 
 reverse: $(READY) ## judge reverse image search by class: ARGS="classes=labels run=wide"
 	@$(PYTHON) -m train.reverse $(ARGS)
+
+export: $(READY) ## write a run as ONNX with a table of its tags: ARGS="run=wide"
+	@$(PYTHON) -m train.export $(ARGS)
 
 publish: $(READY) ## embed all images with a run: ARGS="run=wide"
 	@$(PYTHON) -m serve.publish $(ARGS)

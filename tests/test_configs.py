@@ -50,6 +50,7 @@ from train.config import (
     AuditConfig,
     CompareConfig,
     EvaluateConfig,
+    ExportConfig,
     ReproduceConfig,
     ReverseConfig,
     SweepConfig,
@@ -72,6 +73,7 @@ STAGES = {
     "reverse": (ReverseConfig, []),
     "sweep": (SweepConfig, []),
     "reproduce": (ReproduceConfig, []),
+    "export": (ExportConfig, []),
     "publish": (PublishConfig, []),
     "serve": (ServeConfig, []),
 }
@@ -383,8 +385,8 @@ def test_what_would_let_hydra_write_or_drop_a_key_is_refused(argument):
 
 README = (CONFIG_DIR.parent / "README.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(
-    r"make (crawl|tag_vectors|image_features|reduce|audit|train|sweep|evaluate|compare|publish|serve) (?:PORT=\d+ )?"
-    r'ARGS="([^"]+)"',
+    r"make (crawl|tag_vectors|image_features|reduce|audit|train|sweep|evaluate|compare|export|publish|serve) "
+    r'(?:PORT=\d+ )?ARGS="([^"]+)"',
     README,
 )
 

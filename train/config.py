@@ -144,6 +144,17 @@ class AuditConfig:
 
 
 @dataclass
+class ExportConfig:
+    """Export a run as ONNX, with a table of its tags."""
+
+    paths: Paths = field(default_factory=Paths)
+    run: str = "baseline"  # name of the run under paths.runs
+
+    def __post_init__(self) -> None:
+        check_name("run", self.run)
+
+
+@dataclass
 class EvaluateConfig:
     """Judge a run and its floors on both questions."""
 
