@@ -40,6 +40,7 @@ from train.audit import audited
 from train.baselines import Ridge, Standardiser, choose_ridge, class_mean, conse
 from train.batches import is_withheld
 from train.calibration import calibrate, count_results
+from train.card import CARD, write_card
 from train.config import EvaluateConfig
 from train.galleries import (
     MIN_RELEVANT,
@@ -217,6 +218,8 @@ def evaluate(cfg: EvaluateConfig) -> Path:
         earlier = read_manifest(directory)
         if earlier is not None and earlier.recipe == recipe:
             log.info("already done: %s\n%s", directory, (directory / TABLE).read_text(encoding="utf-8"))
+            if not (cfg.paths.run(cfg.run) / CARD).is_file():
+                write_card(cfg.paths.run(cfg.run))
             return directory
         for name in [MANIFEST, *(earlier.files if earlier else ())]:
             (directory / name).unlink(missing_ok=True)  # minutes of work from sealed inputs, so it may be made anew
@@ -235,6 +238,7 @@ def evaluate(cfg: EvaluateConfig) -> Path:
             provenance=content,
             recipe=recipe,
         )
+        write_card(cfg.paths.run(cfg.run))
     log.info("evaluation: %s\n%s", directory, (directory / TABLE).read_text(encoding="utf-8"))
     return directory
 

@@ -1,7 +1,8 @@
 """Stage `train`: fit the two towers and write a run directory.
 
 Reads   data/index, data/audit, data/tag_vectors, data/image_features; data/collection/tag_relations.csv if there is one
-Writes  runs/<run>/{config.yaml, towers.safetensors, history.csv, manifest.json}; beside the seal checkpoints/ and logs/
+Writes  runs/<run>/{config.yaml, towers.safetensors, history.csv, manifest.json}; beside the seal README.md (its card),
+        checkpoints/ and logs/
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from features.inverted_index import InvertedIndex
 from features.runtimes import resolve
 from train.audit import audited, check_leakage
 from train.batches import TrainingSet, is_withheld, open_batches, spared_tags, training_pairs
+from train.card import CARD, data_facts, write_card
 from train.config import TrainConfig
 from train.galleries import Question, gallery_question, mean_average_precision
 from train.module import AtomicCheckpoints, MovableCheckpoint, Patience, Resident, TwoTowerModule
@@ -236,6 +238,8 @@ def fit(cfg: TrainConfig) -> Path:
     run_dir, finished = open_run_dir(cfg, recipe)
     if finished is not None:
         log.info("already done: %s, val_map %.4f", run_dir, finished.facts["val_map"])
+        if not (run_dir / CARD).is_file():
+            write_card(run_dir)
         return run_dir
     with exclusive(run_dir):
         _fit(cfg, inputs, run_dir, recipe)
@@ -258,9 +262,16 @@ def _fit(cfg: TrainConfig, inputs: Inputs, run_dir: Path, recipe: str) -> None:
         content={name: file_sha256(run_dir / name) for name in ("towers.safetensors", "history.csv")},
         must_match=inputs.spaces,
         provenance=inputs.content,
-        facts={"val_map": best["val_map"], "best_epoch": int(best["epoch"]), "num_epochs": len(module.history)},
+        facts={
+            "val_map": best["val_map"],
+            "best_epoch": int(best["epoch"]),
+            "num_epochs": len(module.history),
+            "parameters": sum(weight.numel() for weight in module.published.parameters()),
+            "data": data_facts(inputs, cfg),
+        },
         recipe=recipe,
     )
+    write_card(run_dir)
     log.info("run %s: val_map %.4f at epoch %d of %d", run_dir, best["val_map"], best["epoch"], len(module.history))
 
 
