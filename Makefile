@@ -14,8 +14,8 @@ SERVE := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(PYTHON) -m serve
 SAMPLE := paths.data=data/sample paths.runs=runs/sample
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help demo sample serve crawl index tag_vectors image_features reduce features train sweep evaluate reverse compare \
-	reproduce publish verify bench test lint format lock clean
+.PHONY: help demo sample serve crawl index tag_vectors image_features reduce features audit train sweep \
+	evaluate reproduce reverse compare export publish verify bench test lint format lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z_]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  make %-15s %s\n", $$1, $$2 }'
@@ -57,6 +57,9 @@ reduce: $(READY) ## project features on their principal components: ARGS="pca=25
 features: $(READY) ## index, tag_vectors, image_features (reduced with pca=256) and the colour histograms of evaluation
 	@$(PYTHON) -m features $(ARGS)
 
+audit: $(READY) ## name the images that straddle train, val and test (train does so by itself where that is stale)
+	@$(PYTHON) -m train.audit $(ARGS)
+
 train: $(READY) ## fit the two towers: ARGS="objective=hinge margin=0.3 run=wide"
 	@$(PYTHON) -m train.fit $(ARGS)
 
@@ -74,6 +77,9 @@ reverse: $(READY) ## judge reverse image search by class: ARGS="classes=labels r
 
 reproduce: $(READY) ## run README's tables of results again and compare: ARGS="photographs=<paths.data>"
 	@$(PYTHON) -m train.results $(ARGS)
+
+export: $(READY) ## write a run as ONNX with a table of its tags: ARGS="run=wide"
+	@$(PYTHON) -m train.export $(ARGS)
 
 publish: $(READY) ## embed all images with a run: ARGS="run=wide"
 	@$(PYTHON) -m serve.publish $(ARGS)

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 TRAIN, VAL, TEST = 0, 1, 2
 SPLITS = ("train", "val", "test")
+LEFT_OUT = 3  # of all splits, where an image of val or test is a copy of one in another split
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,10 @@ from features.config import BackboneConfig
 from features.efficientnet_lite import efficientnet_lite0
 
 HISTOGRAM = "color_histogram"
+THUMBNAIL = BackboneConfig(
+    name="thumbnail", architecture="thumbnail", width=256, resize_px=32, crop_px=32, squash=True
+)  # what copies are found by
+UNTRACED = (HISTOGRAM, THUMBNAIL.architecture)  # arithmetic of ours, not for OpenVINO
 TORCHVISION_LICENCE = "BSD-3-Clause"
 EXTRACTOR_VERSION = 1  # of decoding, resizing and cropping; raised when the same picture would give another feature
 HISTOGRAM_BINS = 32
@@ -70,6 +74,16 @@ class ColorHistogram(nn.Module):
         counts.scatter_add_(2, bins, torch.ones_like(bins, dtype=torch.float32))
         means = pixels.float().mean(dim=2) / 255
         return torch.cat([counts.flatten(1) / bins.shape[2], means], dim=1)
+
+
+class Thumbnail(nn.Module):
+    """Pictures as 16 by 16 grey levels."""
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Map (B, 3, 32, 32) uint8 RGB to (B, 256) float32 in [0, 255]."""
+        luma = torch.tensor([0.299, 0.587, 0.114], device=pictures.device).view(1, 3, 1, 1)
+        grey = (pictures * luma).sum(dim=1, keepdim=True)
+        return nn.functional.avg_pool2d(grey, 2).flatten(1)
 
 
 def msra_resnet50() -> nn.Module:
@@ -273,6 +287,8 @@ def build_backbone(config: BackboneConfig) -> nn.Module:
     config = settle(config)
     if config.architecture == HISTOGRAM:
         return ColorHistogram().eval()
+    if config.architecture == THUMBNAIL.architecture:
+        return Thumbnail().eval()
     if huggingface.is_huggingface(config):
         network = huggingface.load_network(huggingface.model_folder(config))
     elif config.weights == "carried":

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from configs.artifacts import ArtifactError, Manifest, verify
-from features.backbones import build_backbone, settle
+from features.backbones import UNTRACED, build_backbone, settle
 from features.config import ImageFeaturesConfig
 from features.image_features import FeatureStore
 from features.inverted_index import InvertedIndex, open_index
@@ -33,7 +33,7 @@ Advance = Callable[[int], object]  # told how many images are done
 
 def runtime_of(cfg: ImageFeaturesConfig) -> tuple[str, str]:
     """Return runtime and device that a config comes to on this machine."""
-    return resolve(cfg.runtime, cfg.device, cfg.precision, traceable=cfg.backbone.architecture != "color_histogram")
+    return resolve(cfg.runtime, cfg.device, cfg.precision, traceable=cfg.backbone.architecture not in UNTRACED)
 
 
 def runtime_name(cfg: ImageFeaturesConfig) -> str:

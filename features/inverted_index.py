@@ -5,6 +5,7 @@ N images, T tags, P pairs. Image row r is line r of image_ids.txt (ascending), t
 
 from __future__ import annotations
 
+import copy
 import json
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ from configs.artifacts import (
 )
 from configs.compose import Paths
 from configs.generations import current_generation
-from crawl.records import SPLITS, TRAIN
+from crawl.records import LEFT_OUT, SPLITS, TRAIN
 from crawl.shards import LOCATION
 
 _ID_LINE = np.dtype([("image_id", "S16"), ("newline", "S1")])
@@ -100,7 +101,15 @@ class InvertedIndex:
 
     def planted(self, split: int) -> np.ndarray:
         """Return (n, 2) int32 pairs (tag row, image row) planted into the tags' lists of a split (val or test)."""
-        return map_array(self.directory / planted_file(split), "<i4", (None, 2))
+        pairs = map_array(self.directory / planted_file(split), "<i4", (None, 2))
+        return np.asarray(pairs[self.splits[pairs[:, 1]] == split])
+
+    def without(self, rows: np.ndarray) -> InvertedIndex:
+        """Return the index with some images in no split: neither learnt from nor judged by."""
+        other = copy.copy(self)
+        other.splits = np.array(self.splits)
+        other.splits[rows] = LEFT_OUT
+        return other
 
     def export_tag2picid(self, path: Path) -> None:
         """Write tag -> image_ids as one JSON object."""

@@ -19,6 +19,12 @@ from features.inverted_index import InvertedIndex
 THUMBNAIL_QUALITY = 80
 
 
+def pixels(jpeg: bytes) -> np.ndarray:
+    """Decode a stored JPEG to (3, height, width) uint8 RGB."""
+    stream = torch.frombuffer(bytearray(jpeg), dtype=torch.uint8)
+    return np.asarray(decode_jpeg(stream, mode=ImageReadMode.RGB).numpy())
+
+
 def decode(jpeg: bytes, backbone: BackboneConfig, views: int) -> np.ndarray:
     """Decode a stored JPEG once and cut its views in the size that the network was trained for.
 
@@ -29,7 +35,7 @@ def decode(jpeg: bytes, backbone: BackboneConfig, views: int) -> np.ndarray:
         (views, 3, crop_px, crop_px) uint8 RGB: of the picture after its shorter side became resize_px, or of all of it
         where the backbone squashes. One view is the centre, two are the centre and its mirror image.
     """
-    picture = decode_jpeg(torch.frombuffer(bytearray(jpeg), dtype=torch.uint8), mode=ImageReadMode.RGB)
+    picture = torch.from_numpy(pixels(jpeg))
     crop = [backbone.crop_px, backbone.crop_px]
     size = crop if backbone.squash else [backbone.resize_px]
     interpolation = F.InterpolationMode(backbone.interpolation)

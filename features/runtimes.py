@@ -154,6 +154,12 @@ def read_openvino_model(path: Path) -> Any:
     return ov.Core().read_model(path)
 
 
+def run_onnx(model: bytes, inputs: np.ndarray) -> np.ndarray:
+    """Run an ONNX model of one input and one output on rows (B, ...) in full float32."""
+    read = ov.Core().read_model(model=model, weights=b"")
+    return np.array(next(iter(compiled(read, "f32")(inputs).values())))
+
+
 def open_runtime(network: nn.Module, runtime: str, device: str, batch: tuple[int, ...], precision: str) -> Runtime:
     """Open a runtime that `resolve` settled, in f32 or bf16."""
     if runtime == "openvino":

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from configs.artifacts import ArtifactError, Manifest, digest, open_artifact
 from features import backbones
-from features.backbones import backbone_space, settle
+from features.backbones import THUMBNAIL, backbone_space, settle
 from features.config import ExtractionConfig, FeatureSpaceConfig
 
 QUANTISED = "quantised.xml"  # the int8 network in the directory of its calibration
@@ -102,4 +102,5 @@ def _name(cfg: ExtractionConfig) -> str:
 
 def _store(cfg: ExtractionConfig, suffix: str, space: str) -> Path:
     precision = "" if cfg.precision == "f32" else f"-{cfg.precision}"
-    return cfg.paths.artifact("image_features") / f"{_name(cfg)}{precision}{suffix}-{space[:8]}"
+    kind = "thumbnails" if cfg.backbone.architecture == THUMBNAIL.architecture else "image_features"
+    return cfg.paths.artifact(kind) / f"{_name(cfg)}{precision}{suffix}-{space[:8]}"

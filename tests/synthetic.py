@@ -13,6 +13,7 @@ from configs.artifacts import digest, seal
 from configs.compose import Paths
 from crawl.records import TEST, TRAIN, VAL, Record, split_of
 from crawl.shards import ShardWriter
+from features.backbones import THUMBNAIL
 from features.build_index import build
 from features.config import BackboneConfig, FeatureSpaceConfig, IndexConfig, TagVectorsConfig, WordsConfig
 from features.embed_tags import embed
@@ -21,7 +22,8 @@ from features.inverted_index import InvertedIndex, open_index
 from features.spaces import feature_space, store_directory
 from serve.config import PublishConfig
 from serve.publish import publish
-from train.config import EvaluateConfig, TrainConfig
+from train.audit import audit
+from train.config import AuditConfig, EvaluateConfig, TrainConfig
 from train.evaluate import evaluate
 from train.fit import fit
 
@@ -111,6 +113,19 @@ def store_features(paths: Paths, backbone: BackboneConfig, noise: float, seed: i
     seal_store(store, cfg, feature_space(cfg, GATE), manifest)
 
 
+def store_thumbnails(paths: Paths) -> None:
+    """Seal thumbnails of noise, among which there are no copies, for images of the index in force that have none."""
+    index, manifest = open_index(paths)
+    cfg = FeatureSpaceConfig(paths, THUMBNAIL)
+    store = FeatureStore(store_directory(cfg, GATE), THUMBNAIL.width)
+    store.directory.mkdir(parents=True, exist_ok=True)
+    missing = store.missing(index)
+    seeds = [int(image_id, 16) for image_id in missing]
+    noise = [np.random.default_rng(seed).integers(0, 256, THUMBNAIL.width) for seed in seeds]
+    store.add(missing, np.array(noise, dtype=np.float32))
+    seal_store(store, cfg, feature_space(cfg, GATE), manifest)
+
+
 def write_line(root: Path, jpeg=placeholder) -> Paths:
     """Write everything that training reads below `root`."""
     paths = Paths(data=str(root / "data"), runs=str(root / "runs"))
@@ -119,6 +134,8 @@ def write_line(root: Path, jpeg=placeholder) -> Paths:
     embed(TagVectorsConfig(paths=paths, words=WordsConfig(name="carried")))
     store_features(paths, BACKBONE, noise=0.8)
     store_features(paths, HISTOGRAM, noise=3.0)
+    store_thumbnails(paths)
+    audit(AuditConfig(paths))
     return paths
 
 

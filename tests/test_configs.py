@@ -49,8 +49,10 @@ from features.config import (
 from serve.config import PublishConfig, ServeConfig
 from train.config import (
     OBJECTIVES,
+    AuditConfig,
     CompareConfig,
     EvaluateConfig,
+    ExportConfig,
     ReproduceConfig,
     ReverseConfig,
     SweepConfig,
@@ -66,12 +68,14 @@ STAGES = {
     "tag_vectors": (TagVectorsConfig, []),
     "image_features": (ImageFeaturesConfig, []),
     "reduce": (ReduceConfig, ["pca=256"]),
+    "audit": (AuditConfig, []),
     "train": (TrainConfig, []),
     "evaluate": (EvaluateConfig, []),
     "compare": (CompareConfig, ["runs=[a,b]"]),
     "reverse": (ReverseConfig, []),
     "sweep": (SweepConfig, []),
     "reproduce": (ReproduceConfig, []),
+    "export": (ExportConfig, []),
     "publish": (PublishConfig, []),
     "serve": (ServeConfig, []),
 }
@@ -383,7 +387,8 @@ def test_what_would_let_hydra_write_or_drop_a_key_is_refused(argument):
 
 README = (CONFIG_DIR.parent / "README.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(
-    r'make (crawl|tag_vectors|image_features|reduce|train|evaluate|compare|publish|serve) (?:PORT=\d+ )?ARGS="([^"]+)"',
+    r"make (crawl|tag_vectors|image_features|reduce|audit|train|sweep|evaluate|compare|export|publish|serve) "
+    r'(?:PORT=\d+ )?ARGS="([^"]+)"',
     README,
 )
 

@@ -13,8 +13,10 @@ from crawl.ingest import Reason
 from features.config import ImageFeaturesConfig, IndexConfig, ReduceConfig, TagVectorsConfig
 from serve.config import PublishConfig, ServeConfig
 from train.config import (
+    AuditConfig,
     CompareConfig,
     EvaluateConfig,
+    ExportConfig,
     ReproduceConfig,
     ReverseConfig,
     SweepConfig,
@@ -30,8 +32,10 @@ SCHEMAS = (
     TagVectorsConfig,
     ImageFeaturesConfig,
     ReduceConfig,
+    AuditConfig,
     TrainConfig,
     EvaluateConfig,
+    ExportConfig,
     CompareConfig,
     ReverseConfig,
     SweepConfig,

@@ -1,16 +1,24 @@
 """A training that is killed anywhere ends as one that was not."""
 
 import csv
+import errno
 import shutil
 import signal
 import subprocess
 import sys
+import threading
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
+from omegaconf import OmegaConf
+from pytorch_lightning.loggers import CSVLogger
+from tensorboard.summary.writer.record_writer import RecordWriter
 
+import configs.artifacts
 import train.fit
 import train.module
 from configs.artifacts import ArtifactError, read_manifest
@@ -23,7 +31,7 @@ from train.batches import ResidentFeatures, is_withheld, open_batches
 from train.config import OBJECTIVES
 from train.fit import fit, judge_on, open_training_set, train_towers, validation
 from train.module import AtomicCheckpoints, TwoTowerModule
-from train.runs import open_inputs
+from train.runs import open_inputs, open_run
 from train.towers import embed_tags, load_towers
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -88,6 +96,97 @@ def test_a_training_killed_in_the_middle_of_an_epoch_ends_as_one_that_was_not(li
     cfg = train_config(line, run="killed-step")
     killed(cfg, monkeypatch, TwoTowerModule, "step", 8, after=True)  # the third step of the second epoch
     assert outcome(fit(cfg)) == undisturbed
+
+
+def short_config(line, run):
+    """All that a run can carry from step to step, in two epochs of four steps."""
+    return train_config(line, run=run, batch_size=80, **{**EXTRAS, "max_epochs": 2, "patience": 1})
+
+
+@pytest.fixture(scope="module")
+def short(line):
+    return outcome(fit(short_config(line, "short")))
+
+
+@pytest.mark.parametrize("step", range(1, 9))
+@pytest.mark.parametrize("after", [False, True])
+def test_a_training_killed_at_any_step_ends_as_one_that_was_not(line, short, monkeypatch, after, step):
+    cfg = short_config(line, f"short-{after}-{step}")
+    killed(cfg, monkeypatch, TwoTowerModule, "step", step, after=after)
+    assert outcome(fit(cfg)) == short
+
+
+def test_a_training_killed_again_and_again_ends_as_one_that_was_not(line, short, monkeypatch):
+    cfg = short_config(line, "short-again")
+    for step in (2, 3, 6, 1, 2):
+        killed(cfg, monkeypatch, TwoTowerModule, "step", step, after=False)
+    assert outcome(fit(cfg)) == short
+
+
+def test_a_kill_within_an_epoch_loses_neither_the_best_score_nor_the_patience_spent(line, stopped_early, monkeypatch):
+    cfg = early_config(line, "early-mid-epoch")
+    best = max(rows_of(stopped_early), key=lambda row: row[1])[0]
+    steps = len(open_training_set(open_inputs(cfg), cfg).pairs[0]) // cfg.batch_size
+    killed(cfg, monkeypatch, TwoTowerModule, "step", (best + 2) * steps + 2, after=True)
+    assert outcome(fit(cfg)) == outcome(stopped_early)
+
+
+WRITES = ["config", "best.ckpt", "last.ckpt", "towers", "history", "manifest"]
+
+
+@pytest.mark.parametrize("at_write", range(len(WRITES)), ids=WRITES)
+def test_a_full_disk_stops_a_training_wherever_it_strikes_and_the_next_start_ends_it(line, monkeypatch, at_write):
+    cfg = train_config(line, run=f"full-{at_write}", max_epochs=1)
+    written, real = [], configs.artifacts.atomic_open
+
+    @contextmanager
+    def full(path):
+        written.append(path.name)
+        with real(path) as stream:
+            yield stream
+            if len(written) == at_write + 1:
+                raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(configs.artifacts, "atomic_open", full)
+        with pytest.raises((ArtifactError, OSError), match="No space left on device"):
+            fit(cfg)
+    run_dir = line.run(cfg.run)
+    assert WRITES[at_write] in written[-1]
+    assert read_manifest(run_dir) is None
+    assert not list(run_dir.rglob(".partial-*"))
+    if not (line.run("one-epoch") / "manifest.json").exists():
+        fit(train_config(line, run="one-epoch", max_epochs=1))
+    assert outcome(fit(cfg)) == outcome(line.run("one-epoch"))
+
+
+@pytest.mark.parametrize(("target", "name"), [(CSVLogger, "save"), (RecordWriter, "write")])
+def test_a_log_that_cannot_be_written_stops_a_training_too(line, monkeypatch, target, name):
+    cfg = train_config(line, run=f"full-log-{name}")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(target, name, full)
+        patch.setattr(threading, "excepthook", lambda _: None)  # TensorBoard writes in a thread, and asks how it fares
+        with pytest.raises(OSError, match="No space left on device"):
+            fit(cfg)
+    assert read_manifest(line.run(cfg.run)) is None
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "history.csv", "manifest.json"])
+def test_an_armed_file_in_a_run_fires_nothing(line, undisturbed, tmp_path, name):
+    paths = Paths(line.data, str(tmp_path / "runs"))
+    shutil.copytree(line.run("undisturbed"), paths.run("undisturbed"))
+    armed = f"!!python/object/apply:os.system ['touch {tmp_path / 'fired'}']\n"
+    (paths.run("undisturbed") / name).write_text(armed)
+    for use in (lambda: fit(train_config(paths, run="undisturbed")), lambda: open_run(paths, "undisturbed")):
+        with suppress(ArtifactError):
+            use()
+    with pytest.raises(yaml.YAMLError):
+        OmegaConf.load(paths.run("undisturbed") / name)  # how experiments are read
+    assert not (tmp_path / "fired").exists()
 
 
 SCRIPT = """
@@ -238,7 +337,7 @@ def test_other_inputs_under_the_same_config_are_refused(line, undisturbed, monke
         return inputs
 
     monkeypatch.setattr(train.fit, "open_inputs", changed)
-    with pytest.raises(ArtifactError, match="index, tag vectors or image features have changed"):
+    with pytest.raises(ArtifactError, match="index, its audit, tag vectors or image features have changed"):
         fit(train_config(line, run="undisturbed"))
 
 

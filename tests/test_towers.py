@@ -117,6 +117,21 @@ def test_weights_of_another_shape_than_the_file_says_are_refused(tmp_path, tower
         load_towers(tmp_path / "t")
 
 
+@pytest.mark.parametrize(
+    "boast", [{"hidden_dim": 2**40}, {"depth": 2**40}, {"embed_dim": -1}, {"depth": "2"}, {"x": 1}]
+)
+def test_a_file_that_boasts_of_a_shape_is_refused_before_memory_is_taken(tmp_path, towers, boast):
+    save_file(towers.state_dict(), tmp_path / "t", metadata={"shape": json.dumps(towers.shape | boast)})
+    with pytest.raises(ArtifactError, match="holds no towers"):
+        load_towers(tmp_path / "t")
+
+
+def test_loaded_towers_can_be_trained_on(tmp_path, towers):
+    save_towers(towers, tmp_path / "t")
+    loaded = load_towers(tmp_path / "t")
+    assert all(weight.requires_grad and weight.device.type == "cpu" for weight in loaded.parameters())
+
+
 @pytest.mark.parametrize(("depth", "layers"), [(1, []), (2, [6]), (4, [6, 6, 6])])
 @pytest.mark.parametrize("normalisation", ["none", "layer"])
 def test_depth_counts_linear_layers_and_is_saved_with_the_weights(depth, layers, normalisation, tmp_path):

@@ -25,6 +25,7 @@ from configs.artifacts import (
 from configs.compose import is_name, recipe_config, register, resolved, run_stage
 from crawl.shards import Collection
 from features.inverted_index import open_index
+from train.audit import left_out_images
 from train.comparison import compared
 from train.comparison_page import page, shown_pictures
 from train.comparison_text import text
@@ -61,6 +62,7 @@ def compare(cfg: CompareConfig) -> Path:
     log.info("comparing %s on %s", ", ".join(cfg.runs), cfg.split)
     systems = open_systems(cfg)
     index, index_manifest = open_index(cfg.paths)
+    index = index.without(left_out_images(cfg.paths, index)[0])
     collection = Collection(cfg.paths.artifact("collection"))
     members = {member.name: member for system in systems for member in system.members}
     content = {name: [member.run.content_id, member.evaluation.content_id] for name, member in members.items()}

@@ -74,6 +74,7 @@ class TrainConfig(FeatureSpaceConfig):
     voters: int = 50  # nearest train images that vote
     withhold_tags: float = 0.0  # share of tags kept out of training, by hash, to judge unseen tags
     val_tags: int = 2000  # at most so many tags judge an epoch
+    max_leakage: float = 0.05  # share of val or of test that may straddle the splits; above it nothing is trained
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -119,6 +120,7 @@ class TrainConfig(FeatureSpaceConfig):
             "val_tags": (self.val_tags >= 1, "1 or more"),
             "devices": (self.devices >= 1, "1 or more"),
             "shuffle_buffer": (self.shuffle_buffer >= 2, "2 or more"),
+            "max_leakage": (0 <= self.max_leakage <= 1, "in [0, 1]"),
             "run": (is_name(self.run), "a name of letters, digits, '.', '_' and '-'"),
         }
         problems += [
@@ -156,6 +158,29 @@ class TrainConfig(FeatureSpaceConfig):
             for name in knobs
             if getattr(self, name) != defaults[name]
         ]
+
+
+@dataclass
+class AuditConfig:
+    """Find pictures that straddle train, val and test."""
+
+    paths: Paths = field(default_factory=Paths)
+    similarity: float = 0.85  # from which pictures are copies, in the window where they are least alike
+
+    def __post_init__(self) -> None:
+        if not 0 < self.similarity <= 1:
+            raise ValueError(f"similarity must lie in (0, 1], got {self.similarity}")
+
+
+@dataclass
+class ExportConfig:
+    """Export a run as ONNX, with a table of its tags."""
+
+    paths: Paths = field(default_factory=Paths)
+    run: str = "baseline"  # name of the run under paths.runs
+
+    def __post_init__(self) -> None:
+        check_name("run", self.run)
 
 
 @dataclass

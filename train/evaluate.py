@@ -1,6 +1,6 @@
 """Stage `evaluate`: judge a run and its floors on the gallery (A) and within the tag (B).
 
-Reads   runs/<run>, data/index, data/tag_vectors, data/image_features, data/collection (kinds and labels)
+Reads   runs/<run>, data/index, data/audit, data/tag_vectors, data/image_features, data/collection (kinds and labels)
 Writes  runs/<run>/evaluation/<split>/{metrics.json, per_tag.csv, table.txt, <question>.qrels, <question>.<system>.run,
         manifest.json}, on test {calibration.json, calibration.csv, reliability.svg} too
 """
@@ -36,9 +36,11 @@ from features.config import FeatureSpaceConfig
 from features.image_features import open_features
 from features.inverted_index import InvertedIndex
 from features.spaces import store_directory
+from train.audit import audited
 from train.baselines import Ridge, Standardiser, choose_ridge, class_mean, conse
 from train.batches import is_withheld
 from train.calibration import calibrate, count_results
+from train.card import CARD, write_card
 from train.config import EvaluateConfig
 from train.galleries import (
     MIN_RELEVANT,
@@ -205,6 +207,7 @@ def open_systems(
 def evaluate(cfg: EvaluateConfig) -> Path:
     """Judge a run on a split and return the evaluation's directory. Callable from tests without Hydra."""
     towers, run, inputs = open_run(cfg.paths, cfg.run)
+    inputs = audited(inputs, cfg.paths)
     directory = cfg.paths.run(cfg.run) / "evaluation" / cfg.split
     collection = Collection(cfg.paths.artifact("collection"))
     gate = collection.manifest.must_match["gate"]
@@ -215,6 +218,8 @@ def evaluate(cfg: EvaluateConfig) -> Path:
         earlier = read_manifest(directory)
         if earlier is not None and earlier.recipe == recipe:
             log.info("already done: %s\n%s", directory, (directory / TABLE).read_text(encoding="utf-8"))
+            if not (cfg.paths.run(cfg.run) / CARD).is_file():
+                write_card(cfg.paths.run(cfg.run))
             return directory
         for name in [MANIFEST, *(earlier.files if earlier else ())]:
             (directory / name).unlink(missing_ok=True)  # minutes of work from sealed inputs, so it may be made anew
@@ -233,6 +238,7 @@ def evaluate(cfg: EvaluateConfig) -> Path:
             provenance=content,
             recipe=recipe,
         )
+        write_card(cfg.paths.run(cfg.run))
     log.info("evaluation: %s\n%s", directory, (directory / TABLE).read_text(encoding="utf-8"))
     return directory
 
@@ -250,6 +256,7 @@ def write_evaluation(
         "run": cfg.run,
         "split": cfg.split,
         "seed": run.config["seed"],
+        "left_out_images": systems.inputs.left_out.get(cfg.split, 0),
         "ridge_strength": systems.ridge_strength,
         "questions": {q.name: summarise(q, found, cfg.resamples) for q, found in zip(asked, answered, strict=True)},
     }

@@ -1,7 +1,8 @@
 """Stage `train`: fit the two towers and write a run directory.
 
-Reads   data/index, data/tag_vectors, data/image_features, data/collection/tag_relations.csv where there is one
-Writes  runs/<run>/{config.yaml, towers.safetensors, history.csv, manifest.json}; beside the seal checkpoints/ and logs/
+Reads   data/index, data/audit, data/tag_vectors, data/image_features; data/collection/tag_relations.csv if there is one
+Writes  runs/<run>/{config.yaml, towers.safetensors, history.csv, manifest.json}; beside the seal README.md (its card),
+        checkpoints/ and logs/
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from crawl.shards import RELATIONS_FILE
 from crawl.tags import read_relations
 from features.inverted_index import InvertedIndex
 from features.runtimes import resolve
+from train.audit import audited, check_leakage
 from train.batches import (
     FeatureSource,
     ResidentFeatures,
@@ -48,6 +50,7 @@ from train.batches import (
     spared_tags,
     training_pairs,
 )
+from train.card import CARD, data_facts, write_card
 from train.config import TrainConfig
 from train.distributed import ALONE, Rank, launch, share
 from train.feature_stream import StreamedFeatures, fits_in_memory
@@ -95,7 +98,7 @@ def open_run_dir(cfg: TrainConfig, recipe: str) -> tuple[Path, Manifest | None]:
 def _difference(saved: Path, text: str) -> str:
     old, new = saved.read_text(encoding="utf-8").splitlines(), text.splitlines()
     changed = [f"{was.strip()} -> {now.strip()}" for was, now in zip(old[1:], new[1:], strict=False) if was != now]
-    return "; ".join(changed[:5]) or "the index, tag vectors or image features have changed"
+    return "; ".join(changed[:5]) or "the index, its audit, tag vectors or image features have changed"
 
 
 def settled(cfg: TrainConfig, inputs: Inputs) -> TrainConfig:
@@ -220,6 +223,11 @@ def open_training_set(inputs: Inputs, cfg: TrainConfig) -> TrainingSet:
     return TrainingSet(pairs, index.num_tags, index.by_image, spared, cfg.frequency_weighting)
 
 
+def shaping(cfg: TrainConfig) -> dict[str, Any]:
+    """Return what of a config shapes a run."""
+    return {name: value for name, value in recipe_config(cfg).items() if name != "max_leakage"}
+
+
 def relations_file(cfg: TrainConfig) -> Path:
     """Return where relations between tags would lie."""
     return cfg.paths.artifact("collection") / RELATIONS_FILE
@@ -253,7 +261,7 @@ def train_towers(inputs: Inputs, cfg: TrainConfig, run_dir: Path) -> tuple[TwoTo
 
 def train_part(rank: Rank, cfg: TrainConfig, run_dir: Path, inputs: Inputs | None = None) -> None:
     """Train to the end, alone or as one process of several, and leave the checkpoints."""
-    inputs = inputs or open_inputs(cfg)
+    inputs = inputs or audited(open_inputs(cfg), cfg.paths)
     device = torch.device(resolve("torch", cfg.device)[1])
     training = open_training_set(inputs, cfg)
     objective = open_objective(cfg, training.prior)
@@ -281,15 +289,19 @@ def train_part(rank: Rank, cfg: TrainConfig, run_dir: Path, inputs: Inputs | Non
 
 def fit(cfg: TrainConfig) -> Path:
     """Train one run and return its directory. Callable from tests without Hydra."""
-    inputs = open_inputs(cfg)
+    found = open_inputs(cfg)
+    check_leakage(cfg.paths, found.index, cfg.max_leakage)
+    inputs = audited(found, cfg.paths)
     cfg = settled(cfg, inputs)
     relations = relations_file(cfg)
     if relations.is_file():
         inputs.content["tag_relations"] = file_sha256(relations)
-    recipe = digest([TRAIN_VERSION, recipe_config(cfg), inputs.content, inputs.spaces])
+    recipe = digest([TRAIN_VERSION, shaping(cfg), inputs.content, inputs.spaces])
     run_dir, finished = open_run_dir(cfg, recipe)
     if finished is not None:
         log.info("already done: %s, val_map %.4f", run_dir, finished.facts["val_map"])
+        if not (run_dir / CARD).is_file():
+            write_card(run_dir)
         return run_dir
     with exclusive(run_dir):
         _fit(cfg, inputs, run_dir, recipe)
@@ -312,9 +324,16 @@ def _fit(cfg: TrainConfig, inputs: Inputs, run_dir: Path, recipe: str) -> None:
         content={name: file_sha256(run_dir / name) for name in ("towers.safetensors", "history.csv")},
         must_match=inputs.spaces,
         provenance=inputs.content,
-        facts={"val_map": best["val_map"], "best_epoch": int(best["epoch"]), "num_epochs": len(history)},
+        facts={
+            "val_map": best["val_map"],
+            "best_epoch": int(best["epoch"]),
+            "num_epochs": len(history),
+            "parameters": sum(weight.numel() for weight in towers.parameters()),
+            "data": data_facts(inputs, cfg),
+        },
         recipe=recipe,
     )
+    write_card(run_dir)
     log.info("run %s: val_map %.4f at epoch %d of %d", run_dir, best["val_map"], best["epoch"], len(history))
 
 

@@ -37,6 +37,7 @@ from crawl.shards import Collection
 from features.backbones import HISTOGRAM
 from features.image_features import FeatureStore, open_store
 from features.inverted_index import InvertedIndex, open_index
+from train.audit import left_out_images
 from train.baselines import unit_rows
 from train.classes import Classes, Judged, classes_of, draw_queries, judge, random_answers, ranked_answers
 from train.config import ReverseConfig
@@ -124,6 +125,9 @@ def reverse(cfg: ReverseConfig) -> Path:
     index, manifest = open_index(cfg.paths)
     collection = Collection(cfg.paths.artifact("collection"))
     systems, content, run = systems_of(cfg, index, collection.manifest.must_match["gate"])
+    if cfg.run and cfg.split != "all":  # it learnt from copies of these
+        rows, left_out = left_out_images(cfg.paths, index)
+        index, content = index.without(rows), {**content, **left_out}
     splits = np.asarray(index.splits)
     gallery = np.flatnonzero(splits == SPLITS.index(cfg.split)) if cfg.split != "all" else np.arange(len(splits))
     classes = classes_of(cfg.classes, index, gallery, collection)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from difflib import get_close_matches
 from functools import cached_property
 
 import numpy as np
+import torch
 
 from configs.artifacts import Manifest, open_artifact, require_match
 from configs.compose import Paths
+from crawl.tags import normalise_tag
 from features.config import BackboneConfig, FeatureSpaceConfig
 from features.image_features import FeatureStore, open_store
 from features.inverted_index import InvertedIndex, open_index
 from features.tag_vectors import TagVectors, open_tag_vectors
-from train.towers import TwoTowers, load_towers
+from train.ranking import top_k
+from train.towers import TwoTowers, embed, embed_tags, load_towers
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,7 @@ class Inputs:
     store: FeatureStore
     spaces: dict[str, str]  # feature space, word space, tag rules
     content: dict[str, str]  # content_ids, provenance only
+    left_out: dict[str, int] = field(default_factory=dict)  # images of val and test that straddle the splits
 
     @cached_property
     def features(self) -> np.ndarray:
@@ -72,3 +77,51 @@ def open_run(paths: Paths, run: str) -> tuple[TwoTowers, Manifest, Inputs]:
     inputs = open_inputs(features_of(manifest, paths))
     require_match(inputs.spaces, manifest.must_match, "the data", f"run '{run}'")
     return load_towers(run_dir / "towers.safetensors"), manifest, inputs
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """A run before all images of its index, to be asked from a notebook."""
+
+    towers: TwoTowers
+    inputs: Inputs
+
+    @cached_property
+    def embeddings(self) -> np.ndarray:
+        """Return (N, D) float32, row r is image row r; computed when first asked for."""
+        return np.asarray(embed(self.towers.image, torch.from_numpy(self.inputs.features)).numpy())
+
+    def embed(self, tag: str) -> np.ndarray:
+        """Return the embedding (D,) of a tag.
+
+        Raises:
+            ValueError: no image of the index carries it, or it has no vector.
+        """
+        name = normalise_tag(tag)
+        row = self.inputs.index.tag_row(name)
+        if row is None:
+            close = ", ".join(get_close_matches(name, self.inputs.index.tags)) or "nothing"
+            raise ValueError(f"no image is tagged '{name}'; close to it: {close}")
+        if not self.inputs.vectors.known[row]:
+            raise ValueError(f"the tag '{name}' has no word vector, so towers know nothing of it")
+        vector = torch.from_numpy(np.array(self.inputs.vectors.vectors[[row]]))
+        return np.asarray(embed_tags(self.towers, [name], vector)[0].numpy())
+
+    def search(self, tag: str, k: int = 10) -> list[tuple[str, float]]:
+        """Return the image_ids of the k best images for a tag with scores, best first, carrying it or not.
+
+        Raises:
+            ValueError: as `embed`.
+        """
+        scores = self.embeddings @ self.embed(tag)
+        return [(self.inputs.index.image_id(row), float(scores[row])) for row in top_k(scores, k)]
+
+
+def open_gallery(paths: Paths, run: str) -> Gallery:
+    """Open a finished run to search with.
+
+    Raises:
+        ArtifactError: as `open_run`.
+    """
+    towers, _, inputs = open_run(paths, run)
+    return Gallery(towers, inputs)

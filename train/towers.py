@@ -172,8 +172,11 @@ def load_towers(path: Path, device: str = "cpu") -> TwoTowers:
         with safe_open(path, framework="pt", device=device) as stored:
             shape = json.loads((stored.metadata() or {})["shape"])
             state = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - no mapping
-        towers = TwoTowers(**shape)
-        towers.load_state_dict(state)
+        if shape.get("depth", 2) > len(state):
+            raise ValueError(f"{shape['depth']} layers in {len(state)} tensors")
+        with torch.device("meta"):  # so that no more is allocated than the file holds, whatever it says
+            towers = TwoTowers(**shape)
+        towers.load_state_dict(state, assign=True)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ArtifactError(f"'{path}' holds no towers: {error}") from error
     return towers.to(device).eval()

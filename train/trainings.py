@@ -15,8 +15,9 @@ from pathlib import Path
 from configs.artifacts import ArtifactError, Manifest, digest, exclusive, file_sha256, read_manifest
 from configs.compose import recipe_config
 from features.config import FeatureSpaceConfig
+from train.audit import audited
 from train.config import TrainConfig
-from train.fit import TRAIN_VERSION, relations_file
+from train.fit import TRAIN_VERSION, relations_file, shaping
 from train.runs import open_inputs
 
 log = logging.getLogger(__name__)
@@ -86,7 +87,7 @@ class Trainings:
 
 def recipe_digest(config: TrainConfig) -> str:
     """Return the digest of what shapes a training beside its seed and inputs."""
-    kept = {key: value for key, value in recipe_config(config).items() if key not in ("run", "seed")}
+    kept = {key: value for key, value in shaping(config).items() if key not in ("run", "seed")}
     return digest([TRAIN_VERSION, kept])
 
 
@@ -97,17 +98,17 @@ class InputDigests:
         self._known: dict[str, str] = {}
 
     def of(self, config: TrainConfig) -> str:
-        """Return the digest of index, tag vectors, features and relations below a config's paths.
+        """Return the digest of index, audit, tag vectors, features and relations below a config's paths.
 
         Raises:
             ArtifactError: one is missing there.
         """
-        shaping = {each.name for each in fields(FeatureSpaceConfig)}
+        of_features = {each.name for each in fields(FeatureSpaceConfig)}
         key = digest(
-            [config.paths.data, {name: value for name, value in recipe_config(config).items() if name in shaping}]
+            [config.paths.data, {name: value for name, value in recipe_config(config).items() if name in of_features}]
         )
         if key not in self._known:
-            inputs, relations = open_inputs(config), relations_file(config)
+            inputs, relations = audited(open_inputs(config), config.paths), relations_file(config)
             related = file_sha256(relations) if relations.is_file() else ""
             self._known[key] = digest([inputs.content, inputs.spaces, related])
         return self._known[key]
