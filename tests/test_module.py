@@ -2,6 +2,8 @@
 
 import os
 import pickle
+import shutil
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,14 +13,19 @@ import train.fit
 import train.module
 from configs.artifacts import ArtifactError
 from tests.synthetic import train_config
+from train.batches import Batch
 from train.fit import fit, train_towers
+from train.masks import TagLists
 from train.module import (
+    STEPS_A_BLOCK,
     AtomicCheckpoints,
+    Blocks,
     Resident,
     TrainingCollapsed,
     TrainingDiverged,
     TwoTowerModule,
     average_into,
+    in_parts,
     mean_cosine,
 )
 from train.objectives import open_objective
@@ -244,3 +251,104 @@ def test_a_checkpoint_appears_whole_or_not_at_all(tmp_path):
 
 def test_removing_a_checkpoint_twice_is_no_error(tmp_path):
     AtomicCheckpoints().remove_checkpoint(tmp_path / "none.ckpt")
+
+
+def test_blocks_have_every_batch_once_and_make_none_before_it_is_read():
+    made = []
+
+    class Counted(list):
+        def __iter__(self):
+            for number in super().__iter__():
+                made.append(number)
+                yield number
+
+    blocks = Blocks(Counted(range(2 * STEPS_A_BLOCK + 3)))
+    sizes = []
+    for block in blocks:
+        assert len(made) == sum(sizes)
+        sizes.append(len(list(block)))
+    assert sizes == [STEPS_A_BLOCK, STEPS_A_BLOCK, 3]
+    assert len(blocks) == 3
+    assert made == list(range(2 * STEPS_A_BLOCK + 3))
+
+
+def test_lightning_counts_the_steps_of_the_optimizer(inputs, line, tmp_path):
+    train_towers(inputs, train_config(line), tmp_path)
+    assert AtomicCheckpoints().load_checkpoint(tmp_path / "checkpoints" / "last.ckpt")["global_step"] == 3 * 5
+
+
+def embedded(tower, rows):
+    """Embeddings, and the gradients of a sum that tells them apart."""
+    torch.manual_seed(0)
+    embeddings = in_parts(tower, rows)
+    tower.zero_grad()
+    (embeddings * torch.arange(embeddings.numel()).view(embeddings.shape)).sum().backward()
+    return [embeddings.detach(), *(weight.grad.clone() for weight in tower.parameters())]
+
+
+def test_rows_embedded_in_parts_have_the_same_embeddings_and_gradients(monkeypatch):
+    tower, rows = TwoTowers(3, 4, hidden_dim=8, embed_dim=4, feature_dropout=0.5).image, torch.randn(21, 4)
+    whole = embedded(tower, rows)
+    monkeypatch.setattr(train.module, "WHOLE_ROWS", 16)
+    torch.testing.assert_close(embedded(tower, rows), whole)
+
+
+def test_what_rows_embedded_in_parts_keep_for_the_gradient_is_small(monkeypatch):
+    monkeypatch.setattr(train.module, "WHOLE_ROWS", 16)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.numel()) or tensor, lambda t: t):
+        in_parts(TwoTowers(3, 4, hidden_dim=64, embed_dim=2).image, torch.randn(64, 4))
+    assert max(kept) <= 64 * 4 < 64 * 64
+
+
+def one_step(cfg):
+    """Loss and gradients of a batch of pairs, without chance."""
+    torch.manual_seed(0)
+    towers = TwoTowers(6, 5, hidden_dim=16, embed_dim=8)
+    resident = Resident(torch.randn(9, 6), torch.full((9,), -1))
+    module = TwoTowerModule(towers, open_objective(cfg, np.full(9, 0.5)), resident, lambda towers: 0.5, cfg)
+    module._trainer = None
+    module.setup("fit")
+    loss, _ = module.loss(small_batch())
+    loss.backward()
+    return [loss.detach(), *(weight.grad for weight in module.parameters())]
+
+
+def small_batch():
+    """Twelve pairs of nine tags, of images with one or two tags each."""
+    generator = torch.Generator().manual_seed(1)
+    offsets = np.cumsum([0] + [1, 2] * 6)
+    lists = TagLists((offsets, np.arange(18) % 9), 9, torch.device("cpu"))
+    images = torch.arange(12)
+    tags = torch.from_numpy(np.arange(18) % 9)[torch.from_numpy(offsets[:-1])]
+    mask, features = lists.mask(tags, images), torch.randn(12, 5, generator=generator).half()
+    return Batch(0, tags, images, features, None, torch.tensor(0.0), mask, mask)
+
+
+def test_bfloat16_products_give_nearly_the_same_step_with_weights_in_float32(line):
+    exact, rough = (one_step(train_config(line, math=math)) for math in ("float32", "bfloat16"))
+    assert {tensor.dtype for tensor in rough} == {torch.float32}
+    assert not torch.equal(exact[0], rough[0])
+    for one, other in zip(exact, rough, strict=True):
+        assert (one - other).norm() < 0.05 * one.norm() + 1e-6
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch compiles for the CPU with g++")
+def test_a_compiled_step_is_the_eager_one(line):
+    eager, compiled = (one_step(train_config(line, compile=how)) for how in ("never", "always"))
+    torch.testing.assert_close(compiled, eager, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("objective", ["hinge_hardest", "infonce", "sigmoid"])  # of pairs, and without draws
+def test_the_step_of_other_objectives_is_traced_without_a_break(line, objective, monkeypatch):
+    eager = one_step(train_config(line, objective=objective, compile="never"))
+    monkeypatch.setattr(shutil, "which", lambda name: "a compiler")
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager", fullgraph=True))
+    traced = one_step(train_config(line, objective=objective, compile="always"))
+    torch.testing.assert_close(traced, eager, rtol=1e-4, atol=1e-6)
+
+
+def test_compiling_without_a_compiler_is_refused_with_the_way_out(line, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(ArtifactError, match=r"neither g\+\+ nor clang\+\+ was found\. Install one, or take compile="):
+        one_step(train_config(line, compile="always"))

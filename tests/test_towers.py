@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from configs.artifacts import ArtifactError
-from train.towers import TwoTowers, embed, embed_tags, load_towers, save_towers
+from train.towers import Dropout, TwoTowers, embed, embed_tags, load_towers, save_towers
 
 
 @pytest.fixture
@@ -203,3 +203,29 @@ def test_residuals_start_at_zero(towers):
 def test_tags_of_towers_without_residuals_are_embedded_by_their_vectors_alone(towers):
     vectors = torch.randn(10, 5)
     np.testing.assert_array_equal(embed_tags(towers, ["a"] * 10, vectors), embed(towers.tag, vectors))
+
+
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.9])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropout_drops_a_share_and_scales_the_rest(share, dtype):
+    torch.manual_seed(0)
+    values = Dropout(share)(torch.ones(1001, 101, dtype=dtype)).double()
+    kept = values[values != 0]
+    assert (values == 0).double().mean().item() == pytest.approx(share, abs=0.006)  # four standard deviations
+    assert kept.unique().tolist() == pytest.approx([1 / (1 - share)], rel=5e-3)
+    neighbours = (values[:, 1:] == 0) & (values[:, :-1] == 0)
+    assert neighbours.double().mean().item() == pytest.approx(share**2, abs=0.01)
+
+
+def test_dropout_drops_the_gradient_of_what_it_drops():
+    torch.manual_seed(0)
+    inputs = torch.ones(7, 3, requires_grad=True)
+    values = Dropout(0.5)(inputs)
+    values.sum().backward()
+    assert torch.equal(inputs.grad, values.detach())
+
+
+def test_dropout_does_nothing_in_evaluation_or_without_a_share():
+    inputs = torch.randn(4, 4)
+    assert Dropout(0.5).eval()(inputs) is inputs
+    assert torch.equal(Dropout(0.0)(inputs), inputs)

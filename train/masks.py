@@ -38,7 +38,7 @@ class Mask:
         table = torch.full((rows + 1, columns), outside, dtype=dtype, device=device)
         carried = row_of[self.lists] * columns + torch.arange(columns, device=device)[:, None]
         table.view(-1).index_fill_(0, carried.flatten(), inside)
-        return table[row_of[self.places]]
+        return table.index_select(0, row_of[self.places])
 
     def counts(self) -> Tensor:
         """Return (R,) int64, how many of the images carry each tag."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 import io
 import logging
 import pickle
+import shutil
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -24,6 +26,7 @@ from torch.utils.checkpoint import checkpoint
 
 from configs.artifacts import ArtifactError, atomic_write
 from train.batches import Batch, Batches, epoch_seed
+from train.capture import CapturedStep
 from train.config import TrainConfig
 from train.distributed import (
     ALONE,
@@ -182,6 +185,15 @@ def published_towers(checkpoint: Mapping[str, Any]) -> TwoTowers:
     return towers
 
 
+def keep_freed_memory() -> None:
+    """Let glibc keep what a step frees for the next step: asking the system anew took a tenth to a fifth of a step."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        trim_threshold, mmap_threshold = -1, -3
+        libc.mallopt(mmap_threshold, 2**27)
+        libc.mallopt(trim_threshold, 2**30)
+
+
 def in_parts(embed: Callable[..., Tensor], *rows: Tensor) -> Tensor:
     """Embed rows, by parts where they are so many that what their gradient needs would not fit beside the features."""
     if len(rows[0]) <= WHOLE_ROWS:
@@ -213,6 +225,9 @@ class TwoTowerModule(pl.LightningModule):
         self._cfg = cfg
         self._rank = rank
         self.history: list[dict[str, float]] = []
+        self._embed_tags: Callable[..., Tensor] = towers.tag_embeddings
+        self._embed_images: Callable[..., Tensor] = towers.image.forward
+        self._captured: CapturedStep | None = None
         self._first_bad = torch.tensor(-1)
         self._steps, self._steps_before = torch.tensor(0), torch.tensor(0)  # of the epoch; of those before it
         self._sums = {name: torch.tensor(0.0) for name in METERS}
@@ -223,11 +238,29 @@ class TwoTowerModule(pl.LightningModule):
         return self.towers if self.averaged is None else self.averaged
 
     def setup(self, stage: str) -> None:
-        """Take tag vectors and meters to the device, once: a captured step has their addresses."""
+        """Take tag vectors and meters to the device, once, since a captured step has their addresses; compile it."""
         self._resident = self._resident.to(self.device)
         self._first_bad = self._first_bad.to(self.device)
         self._steps, self._steps_before = self._steps.to(self.device), self._steps_before.to(self.device)
         self._sums = {name: total.to(self.device) for name, total in self._sums.items()}
+        if self.device.type == "cpu":
+            keep_freed_memory()
+        if self._cfg.compile == "always" or (self._cfg.compile == "auto" and self.device.type == "cuda"):
+            self._compile()
+
+    def _compile(self) -> None:
+        if self.device.type == "cpu" and not any(map(shutil.which, ("g++", "clang++"))):
+            raise ArtifactError(
+                "compile=always takes a C++ compiler on cpu, and neither g++ nor clang++ was found. "
+                "Install one, or take compile=auto, under another run=."
+            )
+        # Not the towers themselves, which are judged by rows of another number.
+        self._embed_tags = torch.compile(self.towers.tag_embeddings, dynamic=False)
+        self._embed_images = torch.compile(self.towers.image.forward, dynamic=False)
+        self.objective.cost = torch.compile(self.objective.cost, dynamic=False)  # type: ignore[method-assign]
+        # A step in parts asks for the state of chance, which a recording does not allow; it is a long one anyway.
+        if self.device.type == "cuda" and self._cfg.batch_size <= WHOLE_ROWS and self.trainer.world_size == 1:
+            self._captured = CapturedStep(self.step)
 
     def on_train_epoch_start(self) -> None:
         """Seed the epoch by its number, so that dropout after a resume is that of an unbroken run."""
@@ -244,10 +277,16 @@ class TwoTowerModule(pl.LightningModule):
     def training_step(self, block: Iterable[Batch], batch_idx: int) -> None:
         """Take a block of steps."""
         for batch in block:
-            self.step(batch)
+            self._take(batch)
             self._progress.increment_ready()
             self._progress.increment_completed()
         self._stop_if_diverged()
+
+    def _take(self, batch: Batch) -> None:
+        if self._captured is None:
+            self.step(batch)
+        else:
+            self._captured(batch, kind=min(batch.epoch, self.objective.settled_at))
 
     @property
     def _progress(self) -> Any:
@@ -271,12 +310,9 @@ class TwoTowerModule(pl.LightningModule):
         """Embed the batch's tags and images and return the loss, and the meters of the step."""
         resident = self._resident
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._cfg.math == "bfloat16"):
-            tags = in_parts(
-                self.towers.tag_embeddings,
-                resident.tag_vectors[batch.tag_rows],
-                resident.residual_rows[batch.tag_rows],
-            )
-            images = in_parts(self.towers.image, batch.features)
+            vectors, residuals = resident.tag_vectors[batch.tag_rows], resident.residual_rows[batch.tag_rows]
+            tags = in_parts(self._embed_tags, vectors, residuals)
+            images = in_parts(self._embed_images, batch.features)
             if self._rank.of == 1:
                 loss: Tensor = self.objective(tags, images, batch)
             else:

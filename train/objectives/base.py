@@ -40,8 +40,7 @@ class Strip:
 
     rows: slice
     columns: slice
-    tells_images: bool  # whether its tags tell right from wrong images here
-    tells_tags: bool  # whether its images tell right from wrong tags
+    told: tuple[bool, bool]  # whether tags tell right from wrong images here, and whether images do so with tags
 
 
 @dataclass(frozen=True)
@@ -98,21 +97,23 @@ class Objective(nn.Module):
         """Cut the table of scores; what needs whole columns gets strips of its own."""
         entries = STRIP_ENTRIES[device.type]
         if num_tags * num_images <= entries:
-            yield Strip(WHOLE, WHOLE, True, self.both_ways)
+            yield Strip(WHOLE, WHOLE, (True, self.both_ways))
             return
         for rows in _parts(num_tags, max(STRIP_ROWS, entries // num_images)):
-            yield Strip(rows, WHOLE, True, self.both_ways and self.additive)
+            yield Strip(rows, WHOLE, (True, self.both_ways and self.additive))
         if self.both_ways and not self.additive:
             for columns in _parts(num_images, max(STRIP_ROWS, entries // num_tags)):
-                yield Strip(WHOLE, columns, False, True)
+                yield Strip(WHOLE, columns, (False, True))
 
-    def cost(self, tags: Side, images: Side, relevant: Mask, blocked: Mask, epoch: int, strip: Strip) -> Tensor:
+    def cost(
+        self, tags: Side, images: Side, relevant: Mask, blocked: Mask, epoch: int, told: tuple[bool, bool]
+    ) -> Tensor:
         """Return what a strip adds to the sum of losses."""
         scores = (tags.embeddings @ images.embeddings.T).to(tags.own.dtype)
         barrier = blocked.filled(0, BLOCKED, scores.dtype)
         total = scores.new_zeros(())
-        for side, told, turned in ((tags, strip.tells_images, False), (images, strip.tells_tags, True)):
-            if not told:
+        for side, turned in ((tags, False), (images, True)):
+            if not told[turned]:
                 continue
             table = (scores.T, barrier.T) if turned else (scores, barrier)
             way = Way(epoch, table[0], side.own, table[1], relevant, turned)
@@ -138,7 +139,7 @@ class _Summed(torch.autograd.Function):
             some_tags, some_images = _leaves(all_tags.part(strip.rows)), _leaves(all_images.part(strip.columns))
             relevant, blocked = (mask.part(strip.rows, strip.columns) for mask in (batch.relevant, batch.blocked))
             with torch.enable_grad(), torch.autocast(tags.device.type, enabled=False):
-                loss = objective.cost(some_tags, some_images, relevant, blocked, epoch, strip)
+                loss = objective.cost(some_tags, some_images, relevant, blocked, epoch, strip.told)
             leaves = [leaf for side in (some_tags, some_images) for leaf in (side.embeddings, side.own)]
             of = (
                 gradients[0][strip.rows],

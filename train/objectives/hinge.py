@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from torch import Tensor
-from torch.nn import functional as F
 
 from train.config import TrainConfig
 from train.objectives.base import Objective, Way, keep_hardest
@@ -40,4 +39,4 @@ def violations(scores: Tensor, own: Tensor, barrier: Tensor, margin: float) -> T
     Returns:
         (n, m), 0 where there is no negative, or one that keeps the margin.
     """
-    return F.relu(scores + barrier + (margin - own)[:, None])
+    return (scores + barrier).add_((margin - own)[:, None]).relu_()
