@@ -4,11 +4,13 @@ import csv
 import io
 import itertools
 import json
+import tarfile
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 import train.audit
 from configs.artifacts import ArtifactError, read_manifest, seal
@@ -94,6 +96,41 @@ def test_planted_copies_are_all_named_and_other_pictures_are_not(tmp_path):
     assert {row["kind"] for row in pairs.values()} == {"near"}
     mirrored = {image for (image, _), row in pairs.items() if row["mirrored"] == "true"}
     assert mirrored == {name for name in planted if "mirrored" in name}
+
+
+def sample_pictures(count):
+    """Pictures of the embedded collection, every 180th, of all its kinds."""
+    with tarfile.open(Path(__file__).parent.parent / "crawl" / "sample" / "00000.tar") as shard:
+        names = [name for name in shard.getnames() if name.endswith(".webp")][::180][:count]
+        return [Image.open(io.BytesIO(shard.extractfile(name).read())).convert("RGB") for name in names]
+
+
+def crop(image, share, at):
+    """Shave a share off both axes, `at` 0 from the left and top, 1 from the right and bottom."""
+    cut = [round(share * side) for side in image.size]
+    left, top = (round(at * each) for each in cut)
+    return image.crop((left, top, image.width - cut[0] + left, image.height - cut[1] + top))
+
+
+def test_copies_of_the_samples_pictures_are_all_named(tmp_path):
+    originals = sample_pictures(42)
+    changes = {
+        "half": lambda image, at: jpeg_of(image.resize((image.width // 2, image.height // 2))),
+        "q40": lambda image, at: jpeg_of(image, 40),
+        "crop5": lambda image, at: jpeg_of(crop(image, 0.05, at)),
+        "crop10": lambda image, at: jpeg_of(crop(image, 0.1, at)),
+        "mirrored": lambda image, at: jpeg_of(ImageOps.mirror(image)),
+    }
+    pictures = {f"original {number}": (TRAIN, jpeg_of(image)) for number, image in enumerate(originals)}
+    planted = {}
+    for number, image in enumerate(originals):
+        for name, change in list(changes.items())[number % 2 :: 2]:
+            planted[f"{name} {number}"] = f"original {number}"
+            pictures[f"{name} {number}"] = (TEST, change(image, number % 3 / 2))
+    pairs, _ = audited_pictures(tmp_path, pictures)
+    assert len(planted) == 105
+    assert set(planted.items()) - set(pairs) == set()
+    assert len(set(pairs) - set(planted.items())) <= 2  # two drawings of one kind look nearly the same
 
 
 def test_equal_pixels_under_other_bytes_are_exact_copies(tmp_path):
@@ -266,7 +303,7 @@ def test_how_much_may_straddle_does_not_make_another_run(own):
 
 def test_an_audit_in_force_is_taken_as_it_is_and_one_of_another_index_made_anew(own, monkeypatch):
     first, _ = settle_audit(own)
-    strict = audit(AuditConfig(own, similarity=0.9))
+    strict = audit(AuditConfig(own, similarity=0.97))
     assert settle_audit(own)[0] == strict != first
     monkeypatch.setattr(train.audit, "open_thumbnails", None)
     assert settle_audit(own)[0] == strict  # looked at nothing
@@ -278,7 +315,7 @@ def test_an_audit_in_force_is_taken_as_it_is_and_one_of_another_index_made_anew(
 
 
 def test_a_grown_collection_is_audited_anew_with_the_same_similarity(own):
-    audit(AuditConfig(own, similarity=0.9))
+    audit(AuditConfig(own, similarity=0.97))
     write_synthetic_collection(own.artifact("collection"), shards=[[*records(), Record("f" * 16, "late", ("dog",))]])
     build(IndexConfig(own))
     store_features(own, BACKBONE, noise=0.8)
@@ -286,7 +323,7 @@ def test_a_grown_collection_is_audited_anew_with_the_same_similarity(own):
     before = set(generations(own.artifact("audit")))
     directory, manifest = settle_audit(own)
     assert directory not in before
-    assert manifest.config["similarity"] == 0.9
+    assert manifest.config["similarity"] == 0.97
     assert current_generation(own.artifact("audit"), make="") == directory
 
 

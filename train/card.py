@@ -28,7 +28,8 @@ CARD = "README.md"
 SHOWN_LICENCES = 8
 FEW = 10  # train images, below which a tag counts as rare
 TOP = 10  # of a ranked list, where hubs are looked for
-KNOBS = ("margin", "temperature", "learning_rate", "weight_decay", "batch_size", "tag_residual", "weight_averaging")
+KNOBS = ("learning_rate", "weight_decay", "batch_size", "hidden_dim", "depth")
+EXTRAS = ("tag_residual", "weight_averaging", "tag_voting", "withhold_tags")  # told where they are turned on
 SYSTEMS = {"trained": "this run", "ridge": "ridge regression", "class_mean": "class mean", "random": "random order"}
 QUESTIONS = {
     "gallery": ("gallery: a tag against all pictures, mAP", "map"),
@@ -214,6 +215,7 @@ def _limits(data: Mapping[str, Any], evaluations: Mapping[str, Path]) -> str:
             f"The words of `{data['words']}` are {spoken}: {data['unknown_tags']:,} tags have no vector, and nothing "
             "is ranked by them."
         ]
+    if data.get("rare_tags"):
         lines += [
             f"{data['rare_tags']:,} of the {data['trained_tags']:,} tags have fewer than {FEW} train images, and "
             f"{data['pairs_of_rare_tags']:,} pairs together: what is said of them rests on their word vectors."

@@ -165,7 +165,7 @@ class AuditConfig:
     """Find pictures that straddle train, val and test."""
 
     paths: Paths = field(default_factory=Paths)
-    similarity: float = 0.85  # from which pictures are copies, in the window where they are least alike
+    similarity: float = 0.92  # from which pictures are copies, in the window where they are least alike
 
     def __post_init__(self) -> None:
         if not 0 < self.similarity <= 1:

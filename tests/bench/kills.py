@@ -77,6 +77,7 @@ def stages(pictures: Path) -> list[Stage]:
         Stage("features.embed_tags", "data/tag_vectors", generations=True),
         Stage("features.extract", "data/image_features/resnet50-*", overrides=parts),
         Stage("features.extract", "data/image_features/color_histogram-*", overrides=histogram),
+        Stage("train.audit", "data/audit", generations=True),
         Stage("train.fit", "runs/baseline", overrides=training),
         Stage("train.evaluate", "runs/baseline/evaluation/test"),
         Stage("serve.publish", "data/served/baseline", generations=True),
