@@ -108,7 +108,7 @@ class Gallery:
         return np.asarray(embed_tags(self.towers, [name], vector)[0].numpy())
 
     def search(self, tag: str, k: int = 10) -> list[tuple[str, float]]:
-        """Return the image_ids of the k best images for a tag with scores, best first, carrying it or not.
+        """Return the image_ids of the k best images for a tag with cosines, best first, carrying it or not; no votes.
 
         Raises:
             ValueError: as `embed`.
