@@ -41,7 +41,7 @@ def commands(overrides: list[str]) -> list[list[str]]:
         raise ConfigError(f"no feature stage has a key for {', '.join(strange)}")
     routed = {module: [each for each in overrides if key_of(each) in known] for module, known in keys.items()}
     # Evaluation's floor is one for all: it stands on histograms as they are, whatever the features stand on.
-    histogram = [each for each in routed[EXTRACT] if key_of(each) not in ("backbone", "precision", "views", "runtime")]
+    histogram = [each for each in routed[EXTRACT] if key_of(each) not in ("backbone", "precision", "runtime")]
     in_order = [[module, *chosen] for module, chosen in routed.items()]
     return [*in_order[: len(STAGES)], [EXTRACT, "backbone=color_histogram", *histogram], *in_order[len(STAGES) :]]
 

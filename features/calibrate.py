@@ -127,9 +127,9 @@ def _quantise(
     import nncf  # slow to import, and int8 alone needs it
 
     logging.getLogger("nncf").setLevel(logging.WARNING)  # it names every node that it leaves alone
-    reader = PictureReader(index, cfg.paths.artifact("collection"), settle(cfg.backbone), 1, cores())
+    reader = PictureReader(index, cfg.paths.artifact("collection"), settle(cfg.backbone), cores())
     try:
-        pictures = [views[0] for views in reader.batches(rows, 1)]
+        pictures = list(reader.batches(rows, 1))
     finally:
         reader.close()
     model = openvino_model(build_backbone(cfg.backbone), (-1, *batch_shape(cfg)[1:]))

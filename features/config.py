@@ -13,7 +13,6 @@ from configs.executors import ExecutorConfig
 RUNTIMES = ("auto", "openvino", "torch")
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("f32", "bf16", "int8")
-VIEWS = (1, 2, 10)
 INTERPOLATIONS = ("bilinear", "bicubic")
 # The tables of word vectors, and which values of the config each is made by.
 TABLES: dict[str, tuple[str, ...]] = {
@@ -117,20 +116,15 @@ class BackboneConfig:
 
 @dataclass
 class ExtractionConfig:
-    """Which features a network gives, to full or lower precision, from one view of a picture or the mean of several."""
+    """Which features a network gives, to full or lower precision."""
 
     paths: Paths = field(default_factory=Paths)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     precision: str = "f32"  # f32; bf16 or int8 where calibration finds that they keep the neighbours
-    views: int = 1  # whose mean is the feature: 1, the centre; 2, its mirror image too; 10, the corners too
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got '{self.precision}'")
-        if self.views not in VIEWS:
-            raise ValueError(f"views must be one of {', '.join(map(str, VIEWS))}, got {self.views}")
-        if self.views > 1 and self.backbone.architecture == "color_histogram":
-            raise ValueError(f"views={self.views} is for networks; a colour histogram is of one view: say views=1")
 
 
 @dataclass

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -83,30 +82,24 @@ class Extractor:
     def __init__(self, cfg: ImageFeaturesConfig, index: InvertedIndex, network: Runtime) -> None:
         self._network = network
         self._batch_size = batch_shape(cfg)[0]
-        self._views = cfg.views
-        collection, threads = cfg.paths.artifact("collection"), cfg.decode_threads or cores()
-        self._reader = PictureReader(index, collection, settle(cfg.backbone), cfg.views, threads)
+        threads = cfg.decode_threads or cores()
+        self._reader = PictureReader(index, cfg.paths.artifact("collection"), settle(cfg.backbone), threads)
 
     def features(self, rows: np.ndarray, advance: Advance = lambda images: None) -> np.ndarray:
-        """Return (n, W) float32 features of image rows, each the mean over the views of its picture.
-
-        While the network works the next batch is decoded.
-        """
-        found, passes = [], self._passes(rows)
-        while views := list(islice(passes, self._views)):
-            found.append(np.mean(views, axis=0))
-            advance(len(found[-1]))
+        """Return (n, W) float32 features of image rows; while the network works the next batch is decoded."""
+        found = []
+        for batch in self._run(rows):
+            found.append(batch)
+            advance(len(batch))
         return np.concatenate(found)
 
-    def _passes(self, rows: np.ndarray) -> Iterator[np.ndarray]:
-        """Yield what the network gives, batch by batch and view by view."""
+    def _run(self, rows: np.ndarray) -> Iterator[np.ndarray]:
         under_way: Waiting | None = None
-        for batch in self._reader.batches(rows, self._batch_size):
-            for view in batch:
-                started = self._network(view)
-                if under_way:
-                    yield under_way()
-                under_way = started
+        for pictures in self._reader.batches(rows, self._batch_size):
+            started = self._network(pictures)
+            if under_way:
+                yield under_way()
+            under_way = started
         if under_way:
             yield under_way()
 

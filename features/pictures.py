@@ -25,25 +25,19 @@ def pixels(jpeg: bytes) -> np.ndarray:
     return np.asarray(decode_jpeg(stream, mode=ImageReadMode.RGB).numpy())
 
 
-def decode(jpeg: bytes, backbone: BackboneConfig, views: int) -> np.ndarray:
-    """Decode a stored JPEG once and cut its views in the size that the network was trained for.
-
-    Ten views are those of Krizhevsky, Sutskever and Hinton, ImageNet Classification with Deep Convolutional Neural
-    Networks, NeurIPS 2012.
+def decode(jpeg: bytes, backbone: BackboneConfig) -> np.ndarray:
+    """Decode a stored JPEG and bring it to the size that the network was trained for.
 
     Returns:
-        (views, 3, crop_px, crop_px) uint8 RGB: of the picture after its shorter side became resize_px, or of all of it
-        where the backbone squashes. One view is the centre, two are the centre and its mirror image.
+        (3, crop_px, crop_px) uint8 RGB: the centre of the picture after its shorter side became resize_px, or all of it
+        where the backbone squashes.
     """
     picture = torch.from_numpy(pixels(jpeg))
     crop = [backbone.crop_px, backbone.crop_px]
     size = crop if backbone.squash else [backbone.resize_px]
     interpolation = F.InterpolationMode(backbone.interpolation)
     resized = F.resize(picture, size, interpolation=interpolation, antialias=True)
-    if views == 10:
-        return torch.stack(F.ten_crop(resized, crop)).numpy()
-    centre = F.center_crop(resized, crop)
-    return torch.stack([centre, F.horizontal_flip(centre)][:views]).numpy()
+    return np.asarray(F.center_crop(resized, crop).numpy())
 
 
 def thumbnail(jpeg: bytes, max_side_px: int) -> bytes:
@@ -65,19 +59,16 @@ def thumbnail(jpeg: bytes, max_side_px: int) -> bytes:
 class PictureReader:
     """Reads and decodes pictures of an index by row, on threads."""
 
-    def __init__(
-        self, index: InvertedIndex, collection: Path, backbone: BackboneConfig, views: int, threads: int
-    ) -> None:
+    def __init__(self, index: InvertedIndex, collection: Path, backbone: BackboneConfig, threads: int) -> None:
         self._index = index
         self._jpegs = JpegReader(collection)
         self._backbone = backbone
-        self._views = views
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="decode")
 
     def _read_into(self, slot: np.ndarray, row: int) -> None:
         jpeg = self._jpegs.read(self._index.locations[row], self._index.image_id(row))
         try:
-            slot[:] = decode(jpeg, self._backbone, self._views)
+            slot[:] = decode(jpeg, self._backbone)
         except RuntimeError as error:
             raise ArtifactError(
                 f"image {self._index.image_id(row)} of the collection does not decode ({error}); "
@@ -85,13 +76,13 @@ class PictureReader:
             ) from error
 
     def batches(self, rows: np.ndarray, size: int) -> Iterator[np.ndarray]:
-        """Yield (views, n, 3, crop, crop) uint8 batches; the next is decoded while the caller works on this one."""
+        """Yield (n, 3, crop, crop) uint8 batches; the next one is decoded while the caller works on this one."""
         side = self._backbone.crop_px
         chunks = [rows[start : start + size] for start in range(0, len(rows), size)]
 
         def begin(chunk: np.ndarray) -> tuple[np.ndarray, list[Future[None]]]:
-            batch = np.empty((self._views, len(chunk), 3, side, side), dtype=np.uint8)
-            slots = zip(batch.swapaxes(0, 1), chunk, strict=True)
+            batch = np.empty((len(chunk), 3, side, side), dtype=np.uint8)
+            slots = zip(batch, chunk, strict=True)
             return batch, [self._threads.submit(self._read_into, slot, row) for slot, row in slots]
 
         ahead = begin(rows[:size])

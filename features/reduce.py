@@ -187,7 +187,7 @@ def open_source(cfg: ReduceConfig, index: InvertedIndex, gate: str) -> FeatureSt
     Raises:
         ArtifactError: there are none, or not of every image of the index.
     """
-    extracted = FeatureSpaceConfig(cfg.paths, cfg.backbone, cfg.precision, cfg.views)
+    extracted = FeatureSpaceConfig(cfg.paths, cfg.backbone, cfg.precision)
     source, _ = open_store(extracted, gate)
     if num_missing := len(source.missing(index)):
         raise ArtifactError(

@@ -1,15 +1,15 @@
 """Feature spaces: which features may stand beside each other, and in which directory they lie.
 
-A feature space is a digest of all that shapes a feature: gate, weights, preprocessing and views; in a lower precision
-the calibration that allowed it; after PCA its basis. Calibration and basis are made once and then frozen, so that an
-image that comes later gets a feature that fits the earlier ones.
+A feature space is a digest of all that shapes a feature: gate, weights and preprocessing; in a lower precision the
+calibration that allowed it; after PCA its basis. Calibration and basis are made once and then frozen, so that an image
+that comes later gets a feature that fits the earlier ones.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from configs.artifacts import ArtifactError, Manifest, digest, open_artifact
+from configs.artifacts import Manifest, digest, open_artifact
 from features import backbones
 from features.backbones import THUMBNAIL, backbone_space, settle
 from features.config import ExtractionConfig, FeatureSpaceConfig
@@ -21,28 +21,14 @@ def overrides(cfg: ExtractionConfig) -> str:
     """Return the overrides that name the features of a config, for the command in an error."""
     named = backbones.overrides(cfg.backbone)
     named += [f"precision={cfg.precision}"] if cfg.precision != "f32" else []
-    named += [f"views={cfg.views}"] if cfg.views != 1 else []
     named += [f"pca={cfg.pca:g}"] if isinstance(cfg, FeatureSpaceConfig) and cfg.pca else []
     return " ".join(named)
 
 
-def full_space(cfg: ExtractionConfig, gate: str) -> str:
-    """Fingerprint of features in full precision.
-
-    Raises:
-        ArtifactError: ten views of a backbone that squashes, whose corners would all be the whole picture.
-    """
-    centre = backbone_space(cfg.backbone, gate)
-    if cfg.views == 10 and settle(cfg.backbone).squash:
-        raise ArtifactError(
-            f"views=10 cuts corners off, and backbone '{cfg.backbone.name}' looks at whole pictures: say views=2"
-        )
-    return centre if cfg.views == 1 else digest([centre, "mean over views", cfg.views])
-
-
 def calibration_directory(cfg: ExtractionConfig, gate: str) -> Path:
     """Return where the calibration of a lower precision lies, by the space of the full one."""
-    return cfg.paths.artifact("calibrations") / f"{_name(cfg)}-{full_space(cfg, gate)[:8]}-{cfg.precision}"
+    full = backbone_space(cfg.backbone, gate)
+    return cfg.paths.artifact("calibrations") / f"{cfg.backbone.name}-{full[:8]}-{cfg.precision}"
 
 
 def open_calibration(cfg: ExtractionConfig, gate: str) -> Manifest:
@@ -57,7 +43,7 @@ def open_calibration(cfg: ExtractionConfig, gate: str) -> Manifest:
 
 def extracted_space(cfg: ExtractionConfig, gate: str) -> str:
     """Fingerprint of features as a network gives them."""
-    full = full_space(cfg, gate)
+    full = backbone_space(cfg.backbone, gate)
     return full if cfg.precision == "f32" else digest([full, open_calibration(cfg, gate).content_id])
 
 
@@ -96,11 +82,7 @@ def width_of(cfg: FeatureSpaceConfig, gate: str) -> int:
     return int(open_basis(cfg, gate).facts["width"]) if cfg.pca else settle(cfg.backbone).width
 
 
-def _name(cfg: ExtractionConfig) -> str:
-    return cfg.backbone.name if cfg.views == 1 else f"{cfg.backbone.name}-views{cfg.views}"
-
-
 def _store(cfg: ExtractionConfig, suffix: str, space: str) -> Path:
     precision = "" if cfg.precision == "f32" else f"-{cfg.precision}"
     kind = "thumbnails" if cfg.backbone.architecture == THUMBNAIL.architecture else "image_features"
-    return cfg.paths.artifact(kind) / f"{_name(cfg)}{precision}{suffix}-{space[:8]}"
+    return cfg.paths.artifact(kind) / f"{cfg.backbone.name}{precision}{suffix}-{space[:8]}"

@@ -99,7 +99,7 @@ def test_features_are_those_of_the_pictures_they_are_named_by(data):
     rows, _ = open_features(space, manifest.must_match["gate"], index.image_ids)
     reader = JpegReader(data / "collection")
     for row in (0, 17, 39):
-        pixels = decode(reader.read(index.locations[row], index.image_id(row)), HISTOGRAM, 1)[0]
+        pixels = decode(reader.read(index.locations[row], index.image_id(row)), HISTOGRAM)
         assert rows[row, 96:] == pytest.approx(pixels.mean(axis=(1, 2)) / 255, abs=2e-3)
     reader.close()
 
@@ -190,9 +190,9 @@ def test_leftovers_of_a_killed_write_are_removed(data):
 
 
 def test_a_picture_is_scaled_by_its_shorter_side_and_cropped_in_the_middle():
-    pixels, whole = (decode(picture(0, (64, 32)), replace(HISTOGRAM, resize_px=64, crop_px=px), 1) for px in (32, 64))
-    assert pixels.shape == (1, 3, 32, 32)
-    assert (pixels == whole[:, :, 16:48, 16:48]).all()
+    pixels = decode(picture(0, (64, 32)), replace(HISTOGRAM, resize_px=64, crop_px=32))
+    assert pixels.shape == (3, 32, 32)
+    assert (pixels == decode(picture(0, (64, 32)), replace(HISTOGRAM, resize_px=64, crop_px=64))[:, 16:48, 16:48]).all()
 
 
 def test_renamed_pictures_cost_nothing(tmp_path, monkeypatch, quick_gate):

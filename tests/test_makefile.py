@@ -65,14 +65,13 @@ def test_overrides_of_all_features_go_to_the_stages_that_have_them():
 
 
 def test_principal_components_are_made_where_they_are_asked_for():
-    shared = ["backbone=resnet50", "precision=bf16", "views=2"]
-    routed = commands(["paths.data=d", "pca=256", *shared, "judged_images=500"])
+    routed = commands(["paths.data=d", "pca=256", "backbone=resnet50", "precision=bf16", "judged_images=500"])
     assert routed == [
         ["features.build_index", "paths.data=d"],
         ["features.embed_tags", "paths.data=d"],
-        ["features.extract", "paths.data=d", *shared],
+        ["features.extract", "paths.data=d", "backbone=resnet50", "precision=bf16"],
         ["features.extract", "backbone=color_histogram", "paths.data=d"],
-        ["features.reduce", "paths.data=d", "pca=256", *shared, "judged_images=500"],
+        ["features.reduce", "paths.data=d", "pca=256", "backbone=resnet50", "precision=bf16", "judged_images=500"],
     ]
 
 

@@ -40,7 +40,7 @@ def pictures():
     options = GateOptions()
     source = open_source(WebDatasetSource(path=str(SAMPLE / "00000.tar")), options.max_bytes)
     items = itertools.islice(source, 0, 20 * NUM_PICTURES, 20)
-    return np.stack([decode(ingest(item.data, options).jpeg, CARRIED, 1)[0] for item in items])
+    return np.stack([decode(ingest(item.data, options).jpeg, CARRIED) for item in items])
 
 
 def by_openvino(network, batch, precision="f32"):

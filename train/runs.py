@@ -61,8 +61,7 @@ def open_inputs(cfg: FeatureSpaceConfig) -> Inputs:
 
 def features_of(run: Manifest, paths: Paths) -> FeatureSpaceConfig:
     """Return which features a run was trained on, as its config keeps it."""
-    younger = ("precision", "views", "pca")  # than some runs
-    kept = {name: run.config[name] for name in younger if name in run.config}
+    kept = {name: run.config[name] for name in ("precision", "pca") if name in run.config}  # younger than some runs
     return FeatureSpaceConfig(paths, BackboneConfig(**run.config["backbone"]), **kept)
 
 

@@ -174,7 +174,7 @@ def network(cfg: ImageFeaturesConfig, index: InvertedIndex, rows: np.ndarray, ou
 
 def decode(cfg: ImageFeaturesConfig, index: InvertedIndex, rows: np.ndarray, out: Path) -> float:
     """Time reading and decoding alone; return seconds."""
-    reader = PictureReader(index, cfg.paths.artifact("collection"), BACKBONE, 1, cores())
+    reader = PictureReader(index, cfg.paths.artifact("collection"), BACKBONE, cores())
     list(reader.batches(rows[:BATCH], BATCH))
     start = time.perf_counter()
     for _ in reader.batches(rows, BATCH):

@@ -72,7 +72,7 @@ class Reductions:
         cfg = config("1", self.overrides)
         self.index, manifest = open_index(cfg.paths)
         self.gate = manifest.must_match["gate"]
-        self.before = self.features(FeatureSpaceConfig(cfg.paths, cfg.backbone, cfg.precision, cfg.views))
+        self.before = self.features(FeatureSpaceConfig(cfg.paths, cfg.backbone, cfg.precision))
 
     def features(self, cfg: FeatureSpaceConfig) -> np.ndarray:
         """Return the features (N, any) of a config."""
