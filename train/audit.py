@@ -115,7 +115,7 @@ class Comparison:
     def __init__(self, index: InvertedIndex, collection: Path) -> None:
         self._index = index
         self._jpegs = JpegReader(collection)
-        self._reader = PictureReader(index, collection, COMPARED, 1, cores())
+        self._reader = PictureReader(index, collection, COMPARED, cores())
 
     def pairs(self, asked: np.ndarray, least: float) -> list[Pair]:
         """Return those of candidates (n, 3) that are copies, each once."""
@@ -125,7 +125,7 @@ class Comparison:
         ):
             chunk = asked[start : start + PAIRS_AT_ONCE]
             rows = np.unique(chunk[:, :2])
-            pictures = dict(zip(rows.tolist(), next(self._reader.batches(rows, len(rows)))[0], strict=True))
+            pictures = dict(zip(rows.tolist(), next(self._reader.batches(rows, len(rows))), strict=True))
             for whole, part, probe in chunk.tolist():
                 image, other = self._in_order(whole, part)
                 if (image, other) not in found:
