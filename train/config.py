@@ -22,7 +22,7 @@ ACTIVATIONS = ("relu", "none")
 NORMALISATIONS = ("none", "layer")
 MATHS = ("float32", "bfloat16")
 COMPILES = ("auto", "always", "never")
-SCALINGS = ("standardise", "root", "none")
+SCALINGS = ("standardise", "none")
 OPTIMIZERS = ("adamw", "sgd")
 FEATURES_IN = ("auto", "memory", "stream")
 SAMPLERS = ("grid", "tpe")
@@ -58,7 +58,7 @@ class TrainConfig(FeatureSpaceConfig):
     activation: str = "relu"  # between the layers: relu, none
     normalisation: str = "none"  # of hidden layers before their activation: none, layer
     tag_residual: float = 0.0  # rate of the vector each tag learns beside its word vector, in learning_rate; 0: none
-    scaling: str = "standardise"  # of image features: none, standardise by the train split, root before that
+    scaling: str = "standardise"  # of image features: by mean and spread of the train split, or none
     feature_dropout: float = 0.3  # share of image features dropped at the tower's entry
     hidden_dropout: float = 0.0  # share of hidden units dropped, both towers
 

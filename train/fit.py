@@ -159,9 +159,8 @@ def new_towers(inputs: Inputs, tag_rows: np.ndarray, cfg: TrainConfig) -> TwoTow
         depth=cfg.depth,
         normalisation=cfg.normalisation,
         residual_tags=[inputs.index.tags[row] for row in tag_rows] if cfg.tag_residual else (),
-        rooted=cfg.scaling == "root",
     )
-    if cfg.scaling != "none":
+    if cfg.scaling == "standardise":
         train_rows = np.flatnonzero(inputs.index.splits == TRAIN)
         sample = np.sort(np.random.default_rng(cfg.seed).permutation(train_rows)[:50_000])
         towers.image.scale_by(torch.from_numpy(inputs.features_at(sample)))

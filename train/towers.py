@@ -15,14 +15,6 @@ from torch.nn import functional as F
 from configs.artifacts import ArtifactError, atomic_write
 
 
-def signed_root(rows: Tensor) -> Tensor:
-    """Return rows (n, W) of length 1 after a square root that keeps signs, which tames the few largest values.
-
-    Perronnin, Sanchez and Mensink, Improving the Fisher Kernel, ECCV 2010.
-    """
-    return F.normalize(rows.sign() * rows.abs().sqrt(), dim=1)
-
-
 class Dropout(nn.Dropout):
     """Dropout whose chances on a CPU are 16 bits of a random integer each, a tenth of the time of torch's own."""
 
@@ -41,8 +33,7 @@ class Dropout(nn.Dropout):
 class Tower(nn.Module):
     """Linear layers with an activation and dropout between, ending in a unit vector.
 
-    `centre` and `spread` scale the input; they are kept with the weights, so that a tower takes raw features. With
-    `rooted` their signed roots are what is scaled.
+    `centre` and `spread` scale the input; they are kept with the weights, so that a tower takes raw features.
     """
 
     centre: Tensor
@@ -58,10 +49,8 @@ class Tower(nn.Module):
         hidden_dropout: float,
         depth: int,
         normalisation: str,
-        rooted: bool = False,
     ) -> None:
         super().__init__()
-        self._rooted = rooted
         self.register_buffer("centre", torch.zeros(in_dim))
         self.register_buffer("spread", torch.ones(()))
         self.in_dropout = Dropout(in_dropout)
@@ -75,17 +64,14 @@ class Tower(nn.Module):
 
     def scale_by(self, rows: Tensor) -> None:
         """Centre inputs on the mean of rows (n, in_dim) and divide them by their overall standard deviation."""
-        rows = self._root(rows.to(torch.float32, copy=True))
+        rows = rows.to(torch.float32, copy=True)
         self.centre.copy_(rows.mean(dim=0))
         rows.sub_(self.centre).square_()  # in place, because the sample is large
         self.spread.copy_(rows.mean().sqrt().clamp(min=1e-6))
 
-    def _root(self, rows: Tensor) -> Tensor:
-        return signed_root(rows) if self._rooted else rows
-
     def forward(self, inputs: Tensor) -> Tensor:
         """Map (B, in_dim) to (B, embed_dim) unit vectors."""
-        values = self.in_dropout((self._root(inputs.float()) - self.centre) / self.spread)
+        values = self.in_dropout((inputs.float() - self.centre) / self.spread)
         layers = [] if self.hidden is None else [self.hidden, *self.deeper]
         for number, layer in enumerate(layers):
             values = layer(values)
@@ -114,7 +100,6 @@ class TwoTowers(nn.Module):
         depth: int = 2,
         normalisation: str = "none",
         residual_tags: Sequence[str] = (),
-        rooted: bool = False,
     ) -> None:
         super().__init__()
         self.shape: dict[str, object] = {
@@ -128,12 +113,11 @@ class TwoTowers(nn.Module):
             "depth": (depth, 2),
             "normalisation": (normalisation, "none"),
             "residual_tags": ([*residual_tags], []),
-            "rooted": (rooted, False),
         }
         self.shape |= {name: value for name, (value, plain) in younger.items() if value != plain}
         self.tag = Tower(tag_dim, hidden_dim, embed_dim, activation, 0.0, hidden_dropout, depth, normalisation)
         shape = image_dim, hidden_dim, embed_dim, activation, feature_dropout, hidden_dropout, depth, normalisation
-        self.image = Tower(*shape, rooted)
+        self.image = Tower(*shape)
         self.residual = nn.Parameter(torch.zeros(len(residual_tags), embed_dim)) if residual_tags else None
         self._residual_row = {tag: row for row, tag in enumerate(residual_tags)}
 

@@ -24,13 +24,20 @@ from features.inverted_index import InvertedIndex
 from features.runtimes import resolve
 from train.batches import is_withheld
 from train.galleries import Question
-from train.towers import signed_root
 
 TEMPERATURE = 0.05  # of the softmax over an image's voters
 _ASKING = 4096  # images asked about at once
 _ASKED = 65536  # train images looked at for them at once
 
 Gather = Callable[[np.ndarray], np.ndarray]  # image rows (n,) -> features (n, W)
+
+
+def signed_root(rows: Tensor) -> Tensor:
+    """Return rows (n, W) of length 1 after a square root that keeps signs, which tames the few largest values.
+
+    Perronnin, Sanchez and Mensink, Improving the Fisher Kernel, ECCV 2010.
+    """
+    return F.normalize(rows.sign() * rows.abs().sqrt(), dim=1)
 
 
 class TagVoting:
