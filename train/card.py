@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -258,45 +258,34 @@ def _hubs(directory: Path, split: str) -> list[str]:
 
 
 def _loading(run: Manifest) -> str:
-    name = run.config["run"]
+    name, paths = run.config["run"], run.config["paths"]
     words = run.facts.get("data", {}).get("words", "")
+    table = f"the table `{words}`" if words else "the word vectors of its training"
     needs = (
         "Tags are embedded from word vectors that every checkout carries."
         if words == "carried"
-        else f"Tags need the table `{words}`, which is not in this directory; `make export` writes the embeddings of "
-        "all tags beside the towers."
+        else f"Tags need {table}, which this directory does not hold; an export holds the embeddings of all tags."
     )
     return f"""## Loading
 
 At the root of the repository, beside the data it was trained on:
 
 ```python
-{_lines(SEARCH, name)}
+from configs.compose import Paths
+from train.runs import open_gallery
+gallery = open_gallery(Paths({paths["data"]!r}, {paths["runs"]!r}), {name!r})
+for image_id, score in gallery.search("dog", k=10):
+    print(image_id, round(score, 3))
 ```
 
-With this directory alone, for features of `{run.config["backbone"]["name"]}` of your own:
+With this directory alone, for features of `{run.config["backbone"]["name"]}` of your own, a tensor (n, width) as
+`make image_features` stores them:
 
 ```python
-{_lines(ALONE, name)}
+from pathlib import Path
+from train.towers import embed, load_towers
+towers = load_towers(Path({f"{paths['runs']}/{name}/towers.safetensors"!r}))
+embeddings = embed(towers.image, features)
 ```
 
 {needs} `make export ARGS="run={name}"` writes ONNX, for where there is no torch."""
-
-
-SEARCH: Sequence[str] = (
-    "from configs.compose import Paths",
-    "from train.runs import open_gallery",
-    "gallery = open_gallery(Paths(), '{run}')",
-    "for image_id, score in gallery.search('dog', k=10):",
-    "    print(image_id, round(score, 3))",
-)
-ALONE: Sequence[str] = (
-    "from pathlib import Path",
-    "from train.towers import embed, load_towers",
-    "towers = load_towers(Path('runs/{run}/towers.safetensors'))",
-    "embeddings = embed(towers.image, features)  # (n, width) tensor, unscaled, as `make image_features` stores them",
-)
-
-
-def _lines(lines: Sequence[str], run: str) -> str:
-    return "\n".join(lines).replace("{run}", run)

@@ -36,6 +36,8 @@ from train.runs import Inputs, open_run
 from train.towers import Tower, TwoTowers, embed, embed_tags
 
 log = logging.getLogger(__name__)
+for chatty in ("onnxscript", "onnx_ir", "torch.onnx"):
+    logging.getLogger(chatty).setLevel(logging.WARNING)  # each pass of their optimisers tells what it did
 EXPORT_VERSION = 1  # raised when the same run would give other files
 JUDGED_ROWS = 1000  # of each tower's real inputs, and as many random ones
 TOLERANCE = 1e-5  # of a coordinate of a unit vector
