@@ -152,8 +152,10 @@ class ResidentFeatures:
 
     def stretches(self, num_drawn: int, batch_size: int, seed: int) -> Iterator[Tensor]:
         """Yield whole batches of all that is drawn at once, since all features are at hand."""
-        generator = torch.Generator().manual_seed(seed)
-        yield torch.randperm(num_drawn, generator=generator)[: num_drawn - num_drawn % batch_size]
+        device = self._features.device
+        generator = torch.Generator(device).manual_seed(seed)
+        order = torch.randperm(num_drawn, generator=generator, device=device)
+        yield order[: num_drawn - num_drawn % batch_size]
 
     def gather(self, image_rows: Tensor) -> Tensor:
         """Return features (C, W) of image rows (C,)."""
