@@ -227,6 +227,7 @@ def _enter(
     threading.Thread(target=_end_with, args=(starter,), daemon=True).start()
     handler = _ToParent(parent)  # type: ignore[arg-type]
     handler.setLevel(level)
+    handler.setFormatter(logging.Formatter("%(message)s"))
     logging.basicConfig(level=level, handlers=[handler])
     logging.captureWarnings(True)
     torch.set_num_threads(threads)
