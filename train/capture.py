@@ -29,22 +29,22 @@ class CapturedStep:
 
     def __call__(self, batch: Any, kind: Hashable = None) -> None:
         """Take a step; a recording serves batches of one kind and of the same shapes."""
+        if kind != self._kind:  # what is compiled for it must not be compiled while recording
+            self._kind, self._graph, self._eager_left = kind, None, max(1, self._eager_left)
         if self._eager_left:
             self._eager_left -= 1
             _beside(lambda: self._step(batch))
             return
-        if self._graph is None or kind != self._kind:
-            self._record(batch)
-            self._kind = kind
+        graph = self._graph or self._record(batch)
         for target, source in zip(_tensors(self._batch), _tensors(batch), strict=True):
             target.copy_(source)
-        assert self._graph is not None  # recorded above
-        self._graph.replay()
+        graph.replay()
 
-    def _record(self, batch: Any) -> None:
+    def _record(self, batch: Any) -> torch.cuda.CUDAGraph:
         self._batch, self._graph = copy.deepcopy(batch), torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph):
             self._step(self._batch)
+        return self._graph
 
 
 def _beside(call: Callable[[], None]) -> None:
