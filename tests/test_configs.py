@@ -22,6 +22,7 @@ import serve.__main__
 import serve.publish  # noqa: F401
 import train.compare
 import train.evaluate
+import train.export
 import train.fit
 import train.results
 import train.reverse
@@ -387,7 +388,7 @@ def test_what_would_let_hydra_write_or_drop_a_key_is_refused(argument):
 
 README = (CONFIG_DIR.parent / "README.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(
-    r"make (crawl|tag_vectors|image_features|reduce|audit|train|sweep|evaluate|compare|export|publish|serve) "
+    r"make (crawl|tag_vectors|image_features|reduce|audit|train|evaluate|compare|export|publish|serve) "
     r'(?:PORT=\d+ )?ARGS="([^"]+)"',
     README,
 )
