@@ -18,7 +18,7 @@ def main(arguments):
     given = {key: value.strip("'") for key, _, value in (each.partition("=") for each in arguments)}
     run_dir = Path(given["paths.runs"]) / given["run"]
     how = ENDS.get(given["margin"], "")
-    print("threads", os.environ["OMP_NUM_THREADS"], flush=True)
+    print("threads", os.environ.get("OMP_NUM_THREADS"), flush=True)
     if how == "collapse":
         sys.exit("a warning\nerror: all pictures became one embedding")
     if how == "killed":

@@ -329,6 +329,11 @@ def test_tables_wider_than_a_phone_scroll_by_keyboard(browser, directory):
     frame = page.get_by_role("region", name="Means of every question")
     frame.focus()
     page.keyboard.press("ArrowRight")
-    page.wait_for_function("document.activeElement.scrollLeft > 0")
+    # Playwright's own wait is a string evaluated by the page, which the page's Content-Security-Policy forbids.
+    for _ in range(100):
+        if page.evaluate("document.activeElement.scrollLeft") > 0:
+            break
+        page.wait_for_timeout(50)
+    assert page.evaluate("document.activeElement.scrollLeft") > 0
     assert page.get_by_role("rowheader", name="A, gallery", exact=True).count() > 0
     context.close()

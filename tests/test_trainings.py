@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -111,7 +112,8 @@ def test_stopping_ends_what_trains_and_what_waits(tmp_path):
 
 
 def wait_until(holds):
-    """Look again until something holds that another process brings about."""
-    pause = threading.Event()
+    """Look again until something holds that another process brings about, for a minute at most."""
+    pause, deadline = threading.Event(), time.monotonic() + 60
     while not holds():
+        assert time.monotonic() < deadline, "what was waited for did not happen"
         pause.wait(0.02)
