@@ -14,7 +14,7 @@ from serve.api import health, images, search, suggest
 from serve.api.errors import register_errors
 from serve.api.request_values import MAX_QUERY_CHARS, current_searcher, number_argument, query_argument
 from serve.query import query_for
-from serve.searchers.base import Answer, Hit, ImageDetails, Searcher, TagCount
+from serve.searchers.base import Answer, Hit, ImageDetails, Question, Searcher, TagCount
 
 PAGE_SIZE = search.PAGE_SIZE
 NUM_SHELF = 12  # popular tags shown with a picture on the start page
@@ -56,12 +56,13 @@ def search_page() -> ResponseReturnValue:
     searcher = current_searcher()
     if not text:
         return start_page(searcher)
-    answer = searcher.search(text, (page - 1) * PAGE_SIZE, PAGE_SIZE)
+    answer = searcher.search(Question(text, offset=(page - 1) * PAGE_SIZE, limit=PAGE_SIZE))
     if answer.unknown:
-        return render_template("unknown.html", answer=answer, popular=searcher.popular(12)), 404
+        popular = searcher.browse("", "frequency", 0, NUM_SHELF)[1]
+        return render_template("unknown.html", answer=answer, popular=popular), 404
     if not answer.tags:  # nothing but blanks and marks
         return start_page(searcher)
-    pages = max(1, -(-answer.total // PAGE_SIZE))
+    pages = max(1, -(-answer.num_matches // PAGE_SIZE))
     if page > pages:
         abort(404, f"page must lie in 1..{pages} for “{answer.query}”, got {page}")
     return render_template("results.html", answer=answer, page=page, pages=pages)
@@ -69,7 +70,7 @@ def search_page() -> ResponseReturnValue:
 
 def start_page(searcher: Searcher) -> str:
     """Show the search box, the most frequent tags with a picture each, and the next ones as chips."""
-    popular = searcher.popular(NUM_POPULAR)
+    popular = searcher.browse("", "frequency", 0, NUM_POPULAR)[1]
     shelf = shelf_of(searcher, popular[:NUM_SHELF])
     shown = [tag for tag, _ in shelf]
     return render_template(
@@ -81,7 +82,7 @@ def shelf_of(searcher: Searcher, tags: Iterable[TagCount]) -> list[tuple[TagCoun
     """Pair tags with one of their best pictures each, none of them twice where that can be avoided."""
     shelf: list[tuple[TagCount, Hit]] = []
     for tag in tags:
-        hits = searcher.search(query_for([tag.tag]), 0, NUM_SHELF).hits
+        hits = searcher.search(Question(query_for([tag.tag]), limit=NUM_SHELF)).hits
         shown = {hit.image_id for _, hit in shelf}
         fresh = [hit for hit in hits if hit.image_id not in shown][:4]
         if hits:

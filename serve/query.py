@@ -12,6 +12,14 @@ MAX_PHRASE_WORDS = 5
 _TOKEN = re.compile(r'"((?:[^"]|"")*)"?|([^\s",]+)|,')
 
 
+class QueryError(ValueError):
+    """A text is no query: a sentence for people, and the character (from 0) where it goes wrong."""
+
+    def __init__(self, message: str, position: int) -> None:
+        super().__init__(message)
+        self.position = position
+
+
 @dataclass(frozen=True)
 class Query:
     """The tags of a query in the order written, each once; `unknown` ones are no tags of the index."""

@@ -11,7 +11,7 @@ from functools import cache
 import numpy as np
 from PIL import Image
 
-from serve.searchers.base import Answer, Hit, ImageDetails, Near, ScoredTag, TagCount
+from serve.searchers.base import Answer, Clause, Hit, ImageDetails, Near, Question, ScoredTag, TagCount, TagOrder
 
 NUM_IMAGES = 120
 HOSTILE = "<script>alert(1)</script>"
@@ -88,29 +88,43 @@ class StubSearcher:
         width, height = size_of(row)
         title = f"Picture {row}" if row % 5 else f"{HOSTILE} {row}"
         author = "Ada Lovelace" if row % 3 else f"{HOSTILE} & a very long name of a studio that goes on and on"
-        return Hit(image_id_of(row), score, width, height, title, tags_of(row), author, "CC-BY-4.0")
+        return Hit(image_id_of(row), score, None, False, width, height, title, tags_of(row), author, "CC-BY-4.0")
 
-    def search(self, text: str, offset: int, limit: int) -> Answer:
-        words = parse(text)
+    def search(self, question: Question) -> Answer:
+        words = parse(question.text)
         unknown = tuple(
-            Near(word, (self.count("dog"), self.count("traffic light")), (ScoredTag("animal", 0.71),))
+            Near(word, False, (self.count("dog"), self.count("traffic light")), (ScoredTag("animal", 0.71),))
             for word in words
             if word not in self.postings
         )
         known = tuple(self.count(word) for word in words if word in self.postings)
         if unknown or not known:
-            return Answer(written(words), known, unknown, 0, offset, ())
+            return Answer(written(words), known, unknown=unknown, offset=question.offset)
         rows = sorted(set.intersection(*(set(self.postings[word]) for word in words)))
-        hits = tuple(self.hit(row, 0.9 - row / 200) for row in rows[offset : offset + limit])
-        return Answer(written(words), known, (), len(rows), offset, hits)
+        page = rows[question.offset : question.offset + question.limit]
+        return Answer(
+            written(words),
+            known,
+            tuple(
+                Clause(written([each.tag]), each.num_images, written([w for w in words if w != each.tag]))
+                for each in known
+            ),
+            blame="" if rows else written([known[-1].tag]),
+            num_matches=len(rows),
+            num_shown=len(rows),
+            offset=question.offset,
+            hits=tuple(self.hit(row, 0.9 - row / 200) for row in page),
+        )
 
     def suggest(self, text: str, limit: int) -> tuple[TagCount, ...]:
         last = re.split(r"\s", text)[-1].strip('"').casefold()
         found = [self.count(tag) for tag in TAGS if last and tag.startswith(last)]
         return tuple(sorted(found, key=lambda each: (-each.num_images, each.tag))[:limit])
 
-    def popular(self, limit: int) -> tuple[TagCount, ...]:
-        return tuple(sorted(map(self.count, TAGS), key=lambda each: (-each.num_images, each.tag))[:limit])
+    def browse(self, prefix: str, sort: TagOrder, offset: int, limit: int) -> tuple[int, tuple[TagCount, ...]]:
+        found = [self.count(tag) for tag in TAGS if tag.startswith(prefix)]
+        found.sort(key=lambda each: each.tag if sort == "name" else (-each.num_images, each.tag))
+        return len(found), tuple(found[offset : offset + limit])
 
     def details(self, image_id: str) -> ImageDetails | None:
         if image_id not in self.rows:

@@ -108,14 +108,14 @@ def test_what_was_trained_beats_chance_on_test(whole):
 def test_a_search_shows_the_pictures_of_the_tag_best_first(client):
     found = client.get("/api/v1/search?q=warm&limit=200").get_json()
     scores = [hit["score"] for hit in found["hits"]]
-    assert found["total"] == len(scores) == NUM_PICTURES // 2
+    assert found["num_matches"] == len(scores) == NUM_PICTURES // 2
     assert scores == sorted(scores, reverse=True)
     assert all("warm" in hit["tags"] for hit in found["hits"])
 
 
 def test_two_tags_search_for_pictures_that_carry_both(client):
-    assert client.get("/api/v1/search?q=warm, red").get_json()["total"] == NUM_PICTURES // 4
-    assert client.get("/api/v1/search?q=warm blue").get_json()["total"] == 0
+    assert client.get("/api/v1/search?q=warm, red").get_json()["num_matches"] == NUM_PICTURES // 4
+    assert client.get("/api/v1/search?q=warm blue").get_json()["num_matches"] == 0
 
 
 def test_the_page_of_a_search_shows_pictures_that_load(client, whole):

@@ -214,7 +214,9 @@ def test_completion_replaces_only_the_last_tag(typed, whole):
 
 
 def test_replacement_keeps_the_other_words_and_writes_none_twice():
-    answer = Answer("dgo old caat", (TagCount("old", 1),), (Near("dgo", (), ()), Near("caat", (), ())), 0, 0, ())
+    answer = Answer(
+        "dgo old caat", (TagCount("old", 1),), unknown=(Near("dgo", False, (), ()), Near("caat", False, (), ()))
+    )
     assert replaced(answer, "caat", "cat") == "dgo, old, cat"
     assert replaced(answer, "caat", "old") == "dgo, old"
 
@@ -303,7 +305,7 @@ def test_json_search_says_what_the_page_says(client):
     found = client.get("/api/v1/search?q=animal&offset=40&limit=40").get_json()
     shown = [a["src"] for a in page_of(client, "/?q=animal&page=2").all("img")]
     assert [hit["jpeg"] for hit in found["hits"]] == shown
-    assert (found["total"], found["offset"], found["run"]) == (106, 40, "stub")
+    assert (found["num_matches"], found["offset"], found["run"]) == (106, 40, "stub")
     assert found["tags"] == [{"tag": "animal", "num_images": 106}]
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 
 from flask import Flask, render_template, request
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import BadRequest, HTTPException
 from werkzeug.wrappers import Response
+
+from serve.query import QueryError
 
 JSON_PATHS = ("/api/", "/health")
 
@@ -48,3 +50,4 @@ def error_response(error: HTTPException) -> Response:
 def register_errors(app: Flask) -> None:
     """Send every error of the app, expected or not, through `error_response`."""
     app.register_error_handler(HTTPException, error_response)
+    app.register_error_handler(QueryError, lambda error: error_response(BadRequest(str(error))))

@@ -9,7 +9,7 @@ from flask import Blueprint, abort, jsonify, url_for
 from flask.typing import ResponseReturnValue
 
 from serve.api.request_values import current_searcher, number_argument, query_argument
-from serve.searchers.base import Answer, Hit
+from serve.searchers.base import Answer, Hit, Question
 
 PAGE_SIZE = 40
 MAX_LIMIT = 200
@@ -26,7 +26,7 @@ def search() -> ResponseReturnValue:
     offset = number_argument("offset", default=0, low=0)
     limit = number_argument("limit", default=PAGE_SIZE, low=1, high=MAX_LIMIT)
     searcher = current_searcher()
-    answer = searcher.search(text, offset, limit)
+    answer = searcher.search(Question(text, offset=offset, limit=limit))
     if not answer.tags and not answer.unknown:
         abort(400, f"q must name at least one tag, got {text!r}")
     body = {

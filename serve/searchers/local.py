@@ -29,7 +29,17 @@ from features.tag_vectors import TagVectors, open_words, vector_of_tag, word_spa
 from features.word_tables import WordTable
 from serve.publish import EMBEDDINGS, RANKED, RECORDS, TAG_EMBEDDINGS, VOTES
 from serve.query import parse, query_for, split_typed
-from serve.searchers.base import Answer, Hit, ImageDetails, Near, ScoredTag, TagCount
+from serve.searchers.base import (
+    Answer,
+    Clause,
+    Hit,
+    ImageDetails,
+    Near,
+    Question,
+    ScoredTag,
+    TagCount,
+    TagOrder,
+)
 from train.ranking import top_k
 
 log = logging.getLogger(__name__)
@@ -66,18 +76,19 @@ class LocalSearcher:
     def _count(self, tag_row: int) -> TagCount:
         return TagCount(self._index.tags[tag_row], int(self._index.document_frequency[tag_row]))
 
-    def search(self, text: str, offset: int, limit: int) -> Answer:
-        """Rank the images that carry all tags of `text`, best first, ties by ascending image_id.
+    def search(self, question: Question) -> Answer:
+        """Rank the images that carry all tags of a question, best first, ties by ascending image_id.
 
         The score of several tags is the mean of theirs; tags without a word vector have no cosine, but may have votes.
         """
-        query = parse(text, lambda tag: self._index.tag_row(tag) is not None)
+        offset, limit = question.offset, question.limit
+        query = parse(question.text, lambda tag: self._index.tag_row(tag) is not None)
         rows = [row for tag in query.words if (row := self._index.tag_row(tag)) is not None]
         tags = tuple(self._count(row) for row in rows)
         if query.unknown or not rows:
             unknown = tuple(self.near(word) for word in query.unknown[:MAX_UNKNOWN])
-            unknown += tuple(Near(word, (), ()) for word in query.unknown[MAX_UNKNOWN:])
-            return Answer(query_for(query.words), tags, unknown, 0, offset, ())
+            unknown += tuple(Near(word, False, (), ()) for word in query.unknown[MAX_UNKNOWN:])
+            return Answer(query_for(query.words), tags=tags, unknown=unknown, offset=offset)
         if len(rows) == 1:
             start, end = self._index.offsets[rows[0]], self._index.offsets[rows[0] + 1]
             total = int(end - start)
@@ -86,8 +97,22 @@ class LocalSearcher:
             both = intersect([self._index.posting_list(row) for row in rows])
             total = len(both)
             page = both[top_k(self._scores(both, rows), offset + limit)[offset:]]
-        hits = tuple(self._hits(page, self._scores(page, rows)))
-        return Answer(query_for(query.words), tags, (), total, offset, hits, voted=self._votes is not None)
+        clauses = tuple(
+            Clause(
+                query_for([each.tag]), each.num_images, query_for(other for other in query.words if other != each.tag)
+            )
+            for each in tags
+        )
+        return Answer(
+            query_for(query.words),
+            tags=tags,
+            clauses=clauses,
+            num_matches=total,
+            num_shown=total,
+            offset=offset,
+            hits=tuple(self._hits(page, self._scores(page, rows))),
+            voted=self._votes is not None,
+        )
 
     def _mean_embedding(self, tag_rows: Sequence[int]) -> np.ndarray:
         known = [row for row in tag_rows if self._vectors.known[row]]
@@ -117,9 +142,9 @@ class LocalSearcher:
         spelled = self._spelled_like(word)
         vector = None if self._words is None else vector_of_tag(word, self._words)
         if vector is None:
-            return Near(word, spelled, ())
+            return Near(word, False, spelled, ())
         scores = self._vectors.vectors @ vector
-        return Near(word, spelled, tuple(self._scored(scores, NEAR_TAGS)))
+        return Near(word, False, spelled, tuple(self._scored(scores, NEAR_TAGS)))
 
     def _spelled_like(self, word: str) -> tuple[TagCount, ...]:
         """Return the tags the fewest slips away (a swap of neighbours is one slip), of equals the most frequent."""
@@ -145,9 +170,15 @@ class LocalSearcher:
         counts = (self._count(rows.start + int(at)) for at in best)
         return tuple(count for count in counts if count.tag not in already)[:limit]
 
-    def popular(self, limit: int) -> tuple[TagCount, ...]:
-        """Most frequent tags, ties by spelling."""
-        return tuple(self._count(int(row)) for row in top_k(self._index.document_frequency, limit))
+    def browse(self, prefix: str, sort: TagOrder, offset: int, limit: int) -> tuple[int, tuple[TagCount, ...]]:
+        """Return how many tags begin with a prefix, and a page of them; ties by spelling."""
+        rows = self._index.tags_from(prefix)
+        if sort == "name":
+            page = np.arange(rows.start, rows.stop)[offset : offset + limit]
+        else:
+            frequency = self._index.document_frequency[rows.start : rows.stop]
+            page = rows.start + top_k(frequency, offset + limit)[offset:]
+        return len(rows), tuple(self._count(int(row)) for row in page)
 
     def details(self, image_id: str) -> ImageDetails | None:
         """Return an image's record and what the model thinks its tags are, or None where there is no such image."""
@@ -170,6 +201,8 @@ def _hit(record: Record, score: float) -> Hit:
     return Hit(
         image_id=record.image_id,
         score=score,
+        probability=None,
+        guess=False,
         width=record.width,
         height=record.height,
         title=record.title,
