@@ -69,15 +69,25 @@ class Tower(nn.Module):
         rows.sub_(self.centre).square_()  # in place, because the sample is large
         self.spread.copy_(rows.mean().sqrt().clamp(min=1e-6))
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Map (B, in_dim) to (B, embed_dim) unit vectors."""
+    @property
+    def is_linear(self) -> bool:
+        """Tell whether `project` is linear but for a constant."""
+        return self.hidden is None or (isinstance(self.activation, nn.Identity) and not self.norms)
+
+    def project(self, inputs: Tensor) -> Tensor:
+        """Map (B, in_dim) to (B, embed_dim), not yet of length 1."""
         values = self.in_dropout((inputs.float() - self.centre) / self.spread)
         layers = [] if self.hidden is None else [self.hidden, *self.deeper]
         for number, layer in enumerate(layers):
             values = layer(values)
             values = self.norms[number](values) if self.norms else values
             values = self.hidden_dropout(self.activation(values))
-        embeddings: Tensor = F.normalize(self.out(values).float(), dim=1)
+        projected: Tensor = self.out(values)
+        return projected
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Map (B, in_dim) to (B, embed_dim) unit vectors."""
+        embeddings: Tensor = F.normalize(self.project(inputs).float(), dim=1)
         return embeddings
 
 
