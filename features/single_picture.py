@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from features.backbones import build_backbone, settle
 from features.config import BackboneConfig, FeatureSpaceConfig
 from features.pictures import decode
-from features.reduce import open_components
+from features.reduce import open_components, project
 
 GREY = 128  # covers a place; between black and white, so that neither is told to the network
 _AGREES = 1e-3  # relative, of a map's mean and the feature, above what float32 leaves
@@ -58,11 +58,11 @@ class SinglePicture:
         self._lock = threading.Lock()
 
     def _reduced(self, rows: np.ndarray) -> np.ndarray:
-        return rows if self._components is None else np.asarray(rows @ self._components.T)
+        return rows if self._components is None else project(rows, self._components)
 
     def feature(self, jpeg: bytes) -> np.ndarray:
         """Return the feature (W,) float32 of a stored JPEG, reduced where the space is."""
-        return self.features(decode(jpeg, self.backbone)[None])[0]
+        return np.asarray(self.features(decode(jpeg, self.backbone)[None])[0])
 
     def features(self, pictures: np.ndarray) -> np.ndarray:
         """Return features (B, W) float32 of decoded pictures (B, 3, crop, crop) uint8."""
