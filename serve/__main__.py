@@ -20,8 +20,9 @@ LIMITS = {"max_request_body_size": 1024, "connection_limit": 1000, "channel_time
 
 def serve(cfg: ServeConfig) -> None:
     """Answer searches until stopped."""
-    publish(PublishConfig(cfg.paths, cfg.run))
-    app = create_app(CurrentSearcher(cfg.paths, cfg.run))
+    for run in cfg.served:
+        publish(PublishConfig(cfg.paths, run))
+    app = create_app({run: CurrentSearcher(cfg.paths, run) for run in cfg.served}, cfg.paths)
     try:
         server = waitress.create_server(app, host=cfg.host, port=cfg.port, threads=cfg.threads, **LIMITS)
     except (OSError, ValueError) as error:
@@ -30,7 +31,7 @@ def serve(cfg: ServeConfig) -> None:
         ) from error
     shown = "localhost" if cfg.host in ("127.0.0.1", "0.0.0.0") else cfg.host  # noqa: S104 - compared, not bound
     port = getattr(server, "effective_port", cfg.port)  # a name with two addresses has no single one
-    log.info("searching run '%s' at http://%s:%s (Ctrl-C stops)", cfg.run, shown, port)
+    log.info("searching run '%s' at http://%s:%s (Ctrl-C stops)", "', '".join(cfg.served), shown, port)
     server.run()
 
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
 from flask import Blueprint, Flask, Response, abort, make_response, render_template, request, url_for
 from flask.typing import ResponseReturnValue
 
+from configs.compose import Paths
 from serve.api import health, images, search, suggest
 from serve.api.errors import register_errors
-from serve.api.request_values import MAX_QUERY_CHARS, current_searcher, number_argument, query_argument
+from serve.api.request_values import MAX_QUERY_CHARS, GetSearcher, current_searcher, number_argument, query_argument
 from serve.query import query_for
 from serve.searchers.base import Answer, Hit, ImageDetails, Question, Searcher, TagCount
 
@@ -204,10 +205,17 @@ def secure(response: Response) -> Response:
     return response
 
 
-def create_app(get_searcher: Callable[[], Searcher]) -> Flask:
-    """Build the app; `get_searcher` is asked once a request for the generation in force."""
+def create_app(searchers: Mapping[str, GetSearcher] | GetSearcher, paths: Paths | None = None) -> Flask:
+    """Build the app.
+
+    Args:
+        searchers: by run, the first of them the default, or the one there is; each is asked once a request for the
+            generation in force.
+        paths: where runs and their evaluations lie, and where judgements go.
+    """
     app = Flask(__name__)
-    app.extensions["get_searcher"] = get_searcher
+    app.extensions["searchers"] = dict(searchers) if isinstance(searchers, Mapping) else {"": searchers}
+    app.extensions["paths"] = paths or Paths()
     app.register_blueprint(bp)
     for resource in (search.bp, suggest.bp, images.bp):
         app.register_blueprint(resource, url_prefix="/api/v1")

@@ -362,3 +362,9 @@ def test_error_page_stands_where_no_searcher_can_be_had():
     response = create_app(none).test_client().get("/?q=dog")
     assert response.status_code == 500
     assert "no generation" not in response.text
+
+
+def test_several_runs_are_served_by_name_and_the_first_where_none_is_named():
+    app = create_app({"first": lambda: StubSearcher("first"), "second": lambda: StubSearcher("second")})
+    with app.test_request_context("/"):
+        assert [current_searcher(run).run for run in ("", "second", "first")] == ["first", "second", "first"]

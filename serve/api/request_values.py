@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import re
-from typing import cast
+from collections.abc import Callable
 
 from flask import abort, current_app, g, request
 
 from serve.searchers.base import Searcher
 
+GetSearcher = Callable[[], Searcher]
 MAX_QUERY_CHARS = 200
 MAX_NUMBER = 10_000_000  # of any page or offset; beyond it lies a typing error
 
 
-def current_searcher() -> Searcher:
-    """Return the searcher of this request, asked for once, so that two generations cannot mix in one answer."""
-    if "searcher" not in g:
-        g.searcher = current_app.extensions["get_searcher"]()
-    return cast(Searcher, g.searcher)
+def current_searcher(run: str = "") -> Searcher:
+    """Return the searcher of a run for this request, asked for once, so that generations cannot mix in one answer.
+
+    Args:
+        run: one of those served; none names the first. 404 where it is not served.
+    """
+    searchers: dict[str, GetSearcher] = current_app.extensions["searchers"]
+    name = run or next(iter(searchers))
+    if name not in searchers:
+        abort(404, f"no run “{run[:40]}” is served here, only {', '.join(searchers)}")
+    asked: dict[str, Searcher] = g.setdefault("searchers", {})
+    if name not in asked:
+        asked[name] = searchers[name]()
+    return asked[name]
 
 
 def query_argument() -> str:
