@@ -15,7 +15,7 @@ SAMPLE := paths.data=data/sample paths.runs=runs/sample
 export PYTHONUNBUFFERED := 1
 
 .PHONY: help demo sample serve crawl index tag_vectors image_features reduce features audit train sweep \
-	evaluate reproduce reverse compare export publish verify bench test lint format lock clean
+	evaluate reproduce reverse compare export publish judgements verify bench test lint format lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z_]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  make %-15s %s\n", $$1, $$2 }'
@@ -83,6 +83,9 @@ export: $(READY) ## write a run as ONNX with a table of its tags: ARGS="run=wide
 
 publish: $(READY) ## embed all images with a run: ARGS="run=wide"
 	@$(PYTHON) -m serve.publish $(ARGS)
+
+judgements: $(READY) ## write the thumbs and blind votes of the search page as qrels and JSON
+	@$(PYTHON) -m serve.judgements $(ARGS)
 
 serve: $(READY) ## publish where stale, then the search page: PORT=8000 ARGS="run=wide"
 	@$(SERVE) port=$(PORT) $(ARGS)

@@ -19,6 +19,13 @@ class PublishConfig:
 
 
 @dataclass
+class JudgementsConfig:
+    """Write what people said of results as qrels and JSON."""
+
+    paths: Paths = field(default_factory=Paths)
+
+
+@dataclass
 class ServeConfig:
     """Answer searches; publishes first where the run or the index is newer than what is served."""
 
