@@ -19,6 +19,7 @@ import features.embed_tags
 import features.extract
 import features.reduce  # noqa: F401
 import serve.__main__
+import serve.judgements  # noqa: F401
 import serve.publish  # noqa: F401
 import train.compare
 import train.evaluate
@@ -47,7 +48,7 @@ from features.config import (
     TagVectorsConfig,
     WordsConfig,
 )
-from serve.config import PublishConfig, ServeConfig
+from serve.config import JudgementsConfig, PublishConfig, ServeConfig
 from train.config import (
     OBJECTIVES,
     AuditConfig,
@@ -78,6 +79,7 @@ STAGES = {
     "reproduce": (ReproduceConfig, []),
     "export": (ExportConfig, []),
     "publish": (PublishConfig, []),
+    "judgements": (JudgementsConfig, []),
     "serve": (ServeConfig, []),
 }
 REFUSALS = (HydraException, OmegaConfBaseException, ConfigError)

@@ -11,7 +11,7 @@ import pytest
 from crawl.config import CrawlConfig, FolderSource, TableSource, WebDatasetSource
 from crawl.ingest import Reason
 from features.config import ImageFeaturesConfig, IndexConfig, ReduceConfig, TagVectorsConfig
-from serve.config import PublishConfig, ServeConfig
+from serve.config import JudgementsConfig, PublishConfig, ServeConfig
 from train.config import (
     AuditConfig,
     CompareConfig,
@@ -41,6 +41,7 @@ SCHEMAS = (
     SweepConfig,
     ReproduceConfig,
     PublishConfig,
+    JudgementsConfig,
     ServeConfig,
 )
 GROUPS = {path.name for path in (ROOT / "configs").iterdir() if path.is_dir() and not path.name.startswith("__")}
