@@ -19,7 +19,7 @@ import features.embed_tags
 import features.extract
 import features.reduce  # noqa: F401
 import serve.__main__
-import serve.judgements  # noqa: F401
+import serve.judgements
 import serve.publish  # noqa: F401
 import train.compare
 import train.evaluate
