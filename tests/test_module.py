@@ -290,11 +290,13 @@ def test_rows_embedded_in_parts_have_the_same_embeddings_and_gradients(monkeypat
     tower, rows = TwoTowers(3, 4, hidden_dim=8, embed_dim=4, feature_dropout=0.5).image, torch.randn(21, 4)
     whole = embedded(tower, rows)
     monkeypatch.setattr(train.module, "WHOLE_ROWS", 16)
+    monkeypatch.setattr(train.module, "PART_ROWS", 8)
     torch.testing.assert_close(embedded(tower, rows), whole)
 
 
 def test_what_rows_embedded_in_parts_keep_for_the_gradient_is_small(monkeypatch):
     monkeypatch.setattr(train.module, "WHOLE_ROWS", 16)
+    monkeypatch.setattr(train.module, "PART_ROWS", 8)
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.numel()) or tensor, lambda t: t):
         in_parts(TwoTowers(3, 4, hidden_dim=64, embed_dim=2).image, torch.randn(64, 4))

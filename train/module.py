@@ -49,7 +49,8 @@ warnings.filterwarnings("ignore", message=r"It is recommended to use `self\.log"
 warnings.filterwarnings("ignore", message=r"Checkpoint directory .* exists and is not empty")  # that is a resume
 METERS = ("loss", "false_negatives", "image_cosine")  # means over the steps of an epoch
 STEPS_A_BLOCK = 50  # of the optimizer in one step of Lightning, whose hooks cost; after them the host looks for NaN
-WHOLE_ROWS = 16384  # more rows than these are embedded in halves of them, and again for their gradient
+WHOLE_ROWS = 16384  # more rows than these are embedded in parts, and again for their gradient
+PART_ROWS = 4096  # of which the memory of 65,536 stays within a gigabyte
 COLLAPSING, COLLAPSED = 0.95, 0.999  # mean cosine of images to each other: little, no order among them can be told
 
 
@@ -198,7 +199,7 @@ def in_parts(embed: Callable[..., Tensor], *rows: Tensor) -> Tensor:
     """Embed rows, by parts where they are so many that what their gradient needs would not fit beside the features."""
     if len(rows[0]) <= WHOLE_ROWS:
         return embed(*rows)
-    parts = zip(*(torch.split(each, WHOLE_ROWS // 2) for each in rows), strict=True)
+    parts = zip(*(torch.split(each, PART_ROWS) for each in rows), strict=True)
     return torch.cat([checkpoint(embed, *part, use_reentrant=False) for part in parts])
 
 

@@ -76,7 +76,7 @@ class Tower(nn.Module):
 
     def project(self, inputs: Tensor) -> Tensor:
         """Map (B, in_dim) to (B, embed_dim), not yet of length 1."""
-        values = self.in_dropout((inputs.float() - self.centre) / self.spread)
+        values = self.in_dropout((inputs.float() - self.centre).div_(self.spread))
         layers = [] if self.hidden is None else [self.hidden, *self.deeper]
         for number, layer in enumerate(layers):
             values = layer(values)

@@ -248,20 +248,21 @@ def products(batch: int, hidden: int, embed: int = TrainConfig.embed_dim) -> lis
 
 
 def matmul_seconds(options: argparse.Namespace, math: str, device: torch.device) -> float:
-    """Return seconds of all matrix products of a step by themselves, each the best of several."""
-    total = 0.0
-    for rows, inner, columns in products(options.batch, options.hidden):
-        one = torch.randn(rows, inner, device=device).to(MATHS[math])
-        other = torch.randn(columns, inner, device=device).to(MATHS[math]).T
-        best = np.inf
-        for _ in range(6):
-            synchronise(device)
-            start = time.perf_counter()
+    """Return seconds of all matrix products of a step by themselves, one after the other as a step has them."""
+    operands = [
+        (torch.randn(rows, inner, device=device).to(MATHS[math]),
+         torch.randn(columns, inner, device=device).to(MATHS[math]).T)
+        for rows, inner, columns in products(options.batch, options.hidden)
+    ]  # fmt: skip
+    rounds = []
+    for _ in range(8):
+        synchronise(device)
+        start = time.perf_counter()
+        for one, other in operands:
             one @ other
-            synchronise(device)
-            best = min(best, time.perf_counter() - start)
-        total += best
-    return total
+        synchronise(device)
+        rounds.append(time.perf_counter() - start)
+    return statistics.median(rounds)
 
 
 def flop(batch: int, hidden: int) -> int:
