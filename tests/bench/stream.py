@@ -121,7 +121,7 @@ def rates(folder: Path, options: argparse.Namespace) -> dict[str, list[float]]:
     for way in WAYS:
         cfg = config(folder, way, options)
         training = open_training_set(inputs, cfg)
-        source = open_feature_source(inputs, training, "pairs", cfg, device)
+        source = open_feature_source(inputs, training.drawn_images("pairs"), cfg, device)
         assert isinstance(source, StreamedFeatures) == (way == "stream")
         batches[way] = open_batches(training, source, "pairs", cfg, device, lambda: 0)
     for turn in range(options.repeats + 1):
