@@ -85,7 +85,7 @@ def type_and_wait(page, text):
 
 
 def query_of(page):
-    return page.locator("input[name=q]").input_value()
+    return page.locator("#q").input_value()
 
 
 def test_arrow_and_enter_complete_the_last_tag_and_search(open_page):
@@ -107,7 +107,7 @@ def test_listbox_tells_assistive_technology_its_state(open_page):
         listbox = page.get_by_role("listbox", name="Suggested tags")
         assert box.get_attribute("aria-expanded") == "true"
         assert box.get_attribute("aria-controls") == listbox.get_attribute("id")
-        assert page.get_by_role("status").inner_text() == "1 suggested tag"
+        assert page.locator("form.search [role=status]").inner_text() == "1 suggested tag"
         box.press("ArrowUp")
         assert page.get_by_role("option", selected=True).inner_text() == "dog\n60"
         box.press("ArrowUp")
@@ -145,7 +145,7 @@ def test_tab_completes_a_chosen_tag_and_stays_else_it_moves_on(open_page):
         assert query_of(page) == '"traffic light" '
         assert page.evaluate("document.activeElement.name") == "q"
         box_of(page).press("Tab")
-        assert page.evaluate("document.activeElement.textContent") == "Search"
+        assert page.evaluate("document.activeElement.name") != "q"
 
 
 def test_mouse_click_on_a_suggestion_searches(open_page):
@@ -174,7 +174,7 @@ def test_hostile_suggestion_is_shown_as_text(open_page):
 
 def test_search_pages_and_image_work_without_javascript(open_page):
     with open_page(java_script_enabled=False) as page:
-        page.locator("input[name=q]").fill("animal")
+        page.locator("#q").fill("animal")
         page.get_by_role("button", name="Search").click()
         assert page.locator("h1").inner_text() == "106 pictures tagged animal"
         page.get_by_role("link", name="Next").click()

@@ -1,0 +1,5 @@
+"""The one blueprint that every page hangs on."""
+
+from flask import Blueprint
+
+bp = Blueprint("pages", __name__)
