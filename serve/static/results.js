@@ -106,7 +106,6 @@ async function refine() {
 }
 
 if (form) {
-  form.classList.add("live"); // hides the button
   form.addEventListener("input", refine);
   form.addEventListener("submit", (event) => {
     event.preventDefault();
