@@ -20,21 +20,20 @@ from configs.artifacts import (
     ArtifactError,
     Manifest,
     atomic_write,
-    describe_file,
     digest,
     exclusive,
     read_manifest,
-    remove_partials,
-    seal,
 )
 from configs.compose import register, resolved, run_stage
-from crawl.account import accounts, nothing_accepted, report, total
+from crawl.account import nothing_accepted, report
+from crawl.compact import compact, seal_shards
 from crawl.config import CrawlConfig, FolderSource, TableSource, WebDatasetSource
 from crawl.ingest import TRANSIENT, Accepted, IsolatedGate, Refused, acceptance, gate_space
 from crawl.records import Record, image_id_of
-from crawl.shards import RELATIONS_FILE, ShardWriter, committed_shards, num_images, shard_state
+from crawl.shards import RELATIONS_FILE, ShardWriter, committed_shards, shard_state
 from crawl.sources import Source, SourceItem, open_source
 from crawl.tags import read_relations
+from crawl.tombstones import TAKEN_DOWN, Tombstones
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +51,10 @@ class Crawl:
     consumed: int = 0  # items of the source that committed shards account for
     duplicates: int = 0
     next_shard: int = 0
+    tombstones: Tombstones = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.tombstones = Tombstones(self.directory)
 
     def resume(self) -> None:
         """Take in what committed shards hold, those of an unfinished crawl included."""
@@ -94,6 +97,7 @@ def gated(crawl: Crawl, source: Iterator[SourceItem], gate: IsolatedGate) -> Ite
         for item in source:
             image_id = "" if item.problem else image_id_of(item.data)
             fresh = item.problem is None and image_id not in crawl.known and image_id not in sent
+            fresh = fresh and not _is_taken_down(crawl, item, image_id)
             sent.update([image_id] if fresh else [])
             waiting.append(_Waiting(replace(item, data=b""), image_id, fresh))
             yield item.data if fresh else b""
@@ -101,6 +105,11 @@ def gated(crawl: Crawl, source: Iterator[SourceItem], gate: IsolatedGate) -> Ite
     for outcome in gate.map(turns()):
         entry = waiting.popleft()
         yield entry, outcome if entry.fresh else None
+
+
+def _is_taken_down(crawl: Crawl, item: SourceItem, image_id: str, jpeg: bytes = b"") -> bool:
+    urls = (item.provenance.get("source_url", ""), item.provenance.get("page_url", ""))
+    return crawl.tombstones.is_taken_down(image_id=image_id, urls=urls, jpeg=jpeg)
 
 
 def _record(item: SourceItem, image_id: str, image: Accepted) -> Record:
@@ -122,7 +131,9 @@ def _record(item: SourceItem, image_id: str, image: Accepted) -> Record:
 def file_item(crawl: Crawl, shard: ShardWriter, entry: _Waiting, outcome: Accepted | Refused | None) -> None:
     """Put one item where it belongs: an image, new tags of a known one, a duplicate, or a refusal."""
     item, image_id = entry.item, entry.image_id
-    if item.problem is not None:
+    if _is_taken_down(crawl, item, image_id, outcome.jpeg if isinstance(outcome, Accepted) else b""):
+        shard.refuse("", TAKEN_DOWN, "")  # its path or address would tell of it
+    elif item.problem is not None:
         shard.refuse(item.key, item.problem.reason, item.problem.detail)
     elif isinstance(outcome, Accepted):
         crawl.known[image_id] = set(item.tags)
@@ -185,31 +196,14 @@ def _log_account(crawl: Crawl, manifest: Manifest, each: dict[str, dict[str, Any
 def seal_collection(crawl: Crawl, cfg: CrawlConfig, earlier: Manifest | None) -> Manifest:
     """Write the manifest over all committed shards; it takes the place of the earlier one in one step."""
     finished = _finished(crawl, earlier)
-    parquets = committed_shards(crawl.directory)
-    states = [shard_state(path) for path in parquets]
-    names = [name for p in parquets for name in (p.name, f"{p.stem}.tar", f"refused/{p.stem}.jsonl")]
-    relations = crawl.directory / RELATIONS_FILE
-    names += [RELATIONS_FILE] if relations.is_file() else []
-    described = {
-        name: (earlier.files.get(name) if earlier and name != RELATIONS_FILE else None)
-        or describe_file(crawl.directory / name)
-        for name in names
-    }
-    content = {
-        **{name: entry["sha256"] for name, entry in described.items() if not name.endswith(".parquet")},
-        "rows": [state["rows"] for state in states],
-    }
-    each = accounts(((state, num_images(path)) for state, path in zip(states, parquets, strict=True)), finished)
-    manifest = seal(
+    manifest, each = seal_shards(
         crawl.directory,
-        "collection",
+        committed_shards(crawl.directory),
+        finished,
+        earlier,
         config=resolved(cfg),
-        files=names,
-        content=content,
         must_match={"gate": gate_fingerprint(cfg)},
-        facts={**total(each.values()), "crawls": list(finished.values())},
         recipe=crawl.recipe,
-        described=described,
     )
     _log_account(crawl, manifest, each)
     return manifest
@@ -272,7 +266,8 @@ def _collect(cfg: CrawlConfig, source: Source, relations: str, directory: Path) 
     if manifest is not None and _is_done(manifest, recipe, directory):
         log.info("already done: %s holds %d images", directory, manifest.facts["num_images"])
         return directory
-    remove_partials(directory)
+    compact(directory)
+    manifest = read_manifest(directory)
     crawl = Crawl(directory, recipe, config, gate_space(cfg.gate))
     crawl.resume()
     log.info("crawling %s into %s, from item %d on", cfg.source.name, directory, crawl.consumed)

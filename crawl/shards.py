@@ -31,10 +31,11 @@ from configs.artifacts import (
     sync_directory,
 )
 from crawl.records import SHARD_SCHEMA, Record, as_row, split_of
+from crawl.tombstones import Tombstones
 
 RELATIONS_FILE = "tag_relations.csv"
-TOMBSTONES_FILE = "tombstones"
 STATE_KEY = b"tagtower"
+COMPACTED = "taken_down"  # the fact of a manifest that says which takedowns its shards went through
 TAR_NAME_BYTES = 100  # the first field of a member's header
 DAMAGED_OR_OTHER = (
     "`make verify` lists damage; where it finds none the index is of another collection: run `make features`"
@@ -131,6 +132,11 @@ def shard_state(parquet: Path) -> dict[str, Any]:
     return state
 
 
+def compacted_digest(image_ids: Iterable[str]) -> str:
+    """Name a set of images that were taken down without telling which."""
+    return digest(sorted(image_ids))
+
+
 def num_images(parquet: Path) -> int:
     """Count the images of a shard, which are its rows with a place in the tar."""
     return int((pq.read_table(parquet, columns=["offset"])["offset"].to_numpy() >= 0).sum())
@@ -146,14 +152,15 @@ class Collection:
 
     @property
     def content_id(self) -> str:
-        """Content of the shards, with what takedowns removed since."""
+        """Content of the shards, with what was taken down and is not compacted yet."""
         gone = self.tombstones()
-        return digest([self.manifest.content_id, sorted(gone)]) if gone else self.manifest.content_id
+        if compacted_digest(gone) == self.manifest.facts.get(COMPACTED, compacted_digest(())):
+            return self.manifest.content_id
+        return digest([self.manifest.content_id, sorted(gone)])
 
-    def tombstones(self) -> set[str]:
+    def tombstones(self) -> frozenset[str]:
         """image_ids that were taken down."""
-        path = self.directory / TOMBSTONES_FILE
-        return set(path.read_text(encoding="utf-8").split()) if path.is_file() else set()
+        return Tombstones(self.directory).image_ids
 
     def table(self, columns: Iterable[str]) -> pa.Table:
         """Read columns of all rows in crawl order, with `shard` and `image_id` first.

@@ -13,7 +13,7 @@ from crawl.shards import Collection, JpegReader
 from features.build_index import build, plant
 from features.config import IndexConfig
 from features.inverted_index import eligible_tags, open_index
-from tests.tiny import NUM_PICTURES, tagged, write_collection
+from tests.tiny import NUM_PICTURES, bury, tagged, write_collection
 
 NUM_IMAGES = 1500
 
@@ -114,7 +114,7 @@ def test_a_takedown_makes_a_generation_without_the_image(tmp_path):
     paths = Paths(data=str(tmp_path))
     write_collection(tmp_path / "collection", [tagged(0, "a"), tagged(1, "a")], later=[tagged(0, "b")])
     first = build(IndexConfig(paths=paths))
-    (tmp_path / "collection" / "tombstones").write_text(f"{0:016x}\n")
+    bury(tmp_path / "collection", f"{0:016x}")
     assert build(IndexConfig(paths=paths)) != first
     index = open_index(paths)[0]
     assert (index.num_images, index.tags) == (1, ["a"])

@@ -10,11 +10,10 @@ import simplejpeg
 
 from configs.artifacts import ArtifactError, read_manifest, verify
 from configs.compose import ConfigError, Paths
-from crawl.shards import TOMBSTONES_FILE
 from features.config import BackboneConfig
 from features.pictures import thumbnail
 from tests.synthetic import HISTOGRAM, copy_line, evaluate_config, train_config, write_line
-from tests.tiny import picture
+from tests.tiny import bury, picture
 from train import plots
 from train.compare import compare
 from train.config import CompareConfig
@@ -171,7 +170,7 @@ def test_options_of_an_earlier_evaluation_are_kept(own):
 
 def test_a_picture_taken_down_is_not_shown_again(own, directory, found):
     top = found["movers"][0]["gained"][0]["top"]["good"][0]["image_id"]
-    (own.artifact("collection") / TOMBSTONES_FILE).write_text(top + "\n")
+    bury(own.artifact("collection"), top)
     again = compare(compare_config(own, "worse", "good-*"))
     before, after = ((each / "comparison.html").read_text(encoding="utf-8") for each in (directory, again))
     assert f"{top}: " in before

@@ -9,7 +9,7 @@ from features.build_index import build
 from features.config import IndexConfig, TagVectorsConfig, WordsConfig
 from features.embed_tags import embed
 from features.tag_vectors import open_tag_vectors
-from tests.tiny import tagged, write_collection
+from tests.tiny import bury, tagged, write_collection
 
 RECORDS = [tagged(0, "dog", "qwzxv"), tagged(1, "dog", "polar bear"), tagged(2, "qwzxv", "xxqqvv")]
 
@@ -65,7 +65,7 @@ def test_vectors_of_another_index_are_refused(config):
 
 
 def test_a_collection_without_tags_has_no_vectors(config, tmp_path):
-    (tmp_path / "collection" / "tombstones").write_text("".join(f"{number:016x}\n" for number in (0, 1)))
+    bury(tmp_path / "collection", f"{0:016x}", f"{1:016x}")
     write_collection(tmp_path / "untagged" / "collection", [tagged(5)])
     config.paths = Paths(data=str(tmp_path / "untagged"))
     build(IndexConfig(paths=config.paths))

@@ -10,7 +10,7 @@ import pytest
 
 from configs.artifacts import ArtifactError, read_manifest, verify
 from crawl.records import TEST
-from crawl.shards import TOMBSTONES_FILE, Collection
+from crawl.shards import Collection
 from features.config import BackboneConfig, TagVectorsConfig, WordsConfig
 from features.embed_tags import embed
 from features.inverted_index import open_index
@@ -26,6 +26,7 @@ from tests.synthetic import (
     train_config,
     write_synthetic_collection,
 )
+from tests.tiny import bury
 from train.batches import is_withheld
 from train.evaluate import evaluate, histogram_features
 from train.fit import fit
@@ -237,7 +238,7 @@ def test_an_image_taken_down_since_the_index_has_neither_kind_nor_labels(own):
     index = open_index(own)[0]
     gallery = np.flatnonzero(index.splits == TEST)
     gone = index.image_id(gallery[0])
-    (own.artifact("collection") / TOMBSTONES_FILE).write_text(gone + "\n")
+    bury(own.artifact("collection"), gone)
     kinds, labels = judgements(Collection(own.artifact("collection")), index, gallery)
     by_id = {record.image_id: record for record in records()}
     assert kinds.tolist() == ["", *(by_id[index.image_id(row)].kind for row in gallery[1:])]

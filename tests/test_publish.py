@@ -13,7 +13,7 @@ import train.runs
 from configs.artifacts import ArtifactError, read_manifest, verify
 from configs.generations import current_generation, generations
 from crawl.records import Record
-from crawl.shards import TOMBSTONES_FILE, Collection
+from crawl.shards import Collection
 from features.build_index import build
 from features.config import IndexConfig, TagVectorsConfig, WordsConfig
 from features.embed_tags import embed
@@ -22,6 +22,7 @@ from serve.config import PublishConfig
 from serve.publish import publish, rank_postings, records_table
 from tests.synthetic import BACKBONE, TAGS, copy_line, records, store_features, train_config, write_synthetic_collection
 from tests.test_batches import ListedIndex
+from tests.tiny import bury
 from train.fit import fit
 from train.towers import embed_tags, load_towers, save_towers
 
@@ -136,7 +137,7 @@ def test_images_that_came_after_the_index_wait_for_the_next(own):
 
 
 def test_an_image_taken_down_is_not_published(own):
-    (own.artifact("collection") / TOMBSTONES_FILE).write_text(records()[3].image_id + "\n")
+    bury(own.artifact("collection"), records()[3].image_id)
     with pytest.raises(
         ArtifactError, match=r"1 of the index's 280 images are no longer in the collection.*make features"
     ):

@@ -11,7 +11,7 @@ import pytest
 from configs.artifacts import ArtifactError, seal, verify
 from crawl.records import SHARD_SCHEMA, Record, from_row
 from crawl.shards import LOCATION, Collection, JpegReader, ShardWriter, committed_shards, shard_state
-from tests.tiny import tagged, write_collection
+from tests.tiny import bury, tagged, write_collection
 
 IDS = [f"{number:016x}" for number in range(3)]
 
@@ -63,7 +63,7 @@ def test_a_record_is_read_back_as_it_was_written(collection):
 
 def test_a_tombstone_hides_an_image_and_changes_the_content(collection):
     before = Collection(collection).content_id
-    (collection / "tombstones").write_text(IDS[0] + "\n")
+    bury(collection, IDS[0])
     after = Collection(collection)
     assert after.table([])["image_id"].to_pylist() == IDS[1:]
     assert after.content_id != before

@@ -18,7 +18,7 @@ from features.embed_tags import embed
 from features.tag_vectors import open_words, vector_of_tag
 from features.train_words import sentence, words_of
 from tests.synthetic import group_of
-from tests.tiny import tagged, write_collection
+from tests.tiny import bury, tagged, write_collection
 
 ROOT = Path(__file__).resolve().parent.parent
 THEMES = (
@@ -173,8 +173,7 @@ def test_a_table_is_never_trained_in_passing(paths):
 
 
 def test_an_image_that_was_taken_down_teaches_nothing(paths):
-    gone = "".join(f"{400 + number:016x}\n" for number in range(5))
-    (paths.artifact("collection") / "tombstones").write_text(gone)
+    bury(paths.artifact("collection"), *(f"{400 + number:016x}" for number in range(5)))
     embed(config(paths))
     assert open_words(config(paths).words, paths).vector("белый") is None
 

@@ -14,6 +14,7 @@ from crawl.config import CrawlConfig, FolderSource
 from crawl.ingest import ingest
 from crawl.records import Record
 from crawl.shards import ShardWriter
+from crawl.tombstones import Tombstone, Tombstones
 from features.config import BackboneConfig, ImageFeaturesConfig
 
 FOLDERS = ("animal/dog", "animal/cat", "plant/rose", "food/apple")
@@ -78,6 +79,11 @@ def write_collection(directory: Path, records: Iterable[Record], jpeg: bytes = b
     names = ["00000.parquet", "00000.tar", "refused/00000.jsonl"]
     seal(directory, "collection", config={}, files=names, must_match={"gate": "g"}, facts={"num_images": num_images})
     return directory
+
+
+def bury(collection: Path, *image_ids: str) -> None:
+    """Say of images that they were taken down, and leave the shards as they are."""
+    Tombstones(collection).add(Tombstone(image_id) for image_id in image_ids)
 
 
 def tagged(number: int, *tags: str, group: str = "") -> Record:
