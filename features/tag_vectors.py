@@ -10,8 +10,6 @@ from configs.artifacts import ArtifactError, Manifest, digest, map_array, open_a
 from configs.compose import Paths
 from configs.generations import current_generation
 from features.config import TABLES, WordsConfig
-from features.foreign_words import download_words, open_foreign
-from features.train_words import open_trained
 from features.word_tables import PHRASE_RULE, CarriedWords, WordTable, parts, spellings
 
 
@@ -29,8 +27,12 @@ def open_words(config: WordsConfig, paths: Paths) -> WordTable:
         raise ArtifactError(f"words.name must be one of {', '.join(TABLES)}; got '{config.name}'")
     if config.name == "carried":
         return CarriedWords()
+    from features.train_words import open_trained  # and gensim, which takes seconds where none of it is needed
+
     if config.name == "train":
         return open_trained(config, paths)
+    from features.foreign_words import download_words, open_foreign
+
     if config.name == "downloader":
         return open_foreign("word2vec", download_words(config.model), paths)
     if not Path(config.path).is_file():

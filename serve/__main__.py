@@ -11,7 +11,7 @@ from configs.compose import register, run_stage
 from serve.app import create_app
 from serve.config import PublishConfig, ServeConfig
 from serve.publish import publish
-from serve.searchers.local import CurrentSearcher
+from serve.searchers.current import open_searchers
 
 log = logging.getLogger(__name__)
 # Every request is a GET, so a body is a mistake or worse; idle connections go after half a minute.
@@ -22,7 +22,7 @@ def serve(cfg: ServeConfig) -> None:
     """Answer searches until stopped."""
     for run in cfg.served:
         publish(PublishConfig(cfg.paths, run))
-    app = create_app({run: CurrentSearcher(cfg.paths, run) for run in cfg.served}, cfg.paths)
+    app = create_app(open_searchers(cfg.paths, cfg.served), cfg.paths)
     try:
         server = waitress.create_server(app, host=cfg.host, port=cfg.port, threads=cfg.threads, **LIMITS)
     except (OSError, ValueError) as error:

@@ -1,12 +1,14 @@
 """Stage `publish`: embed every image with a run and put the posting lists in score order.
 
-Reads   runs/<run>, data/index, data/tag_vectors, data/image_features, data/collection
-Writes  data/served/<run>/<generation>/{embeddings.npy, tag_embeddings.npy, votes.npy, ranked.npy, records.arrow, ...,
-        manifest.json}, with hard links to the index and tag vectors it answers from
+Reads   runs/<run> with its evaluation, data/index, data/tag_vectors, data/image_features, data/collection
+Writes  data/served/<run>/<generation>/ with the files that `serve/generation.py` names, and hard links to the index,
+        tag vectors and towers it answers from
 """
 
 from __future__ import annotations
 
+import csv
+import json
 import logging
 import os
 import shutil
@@ -16,52 +18,35 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from configs.artifacts import (
-    ArtifactError,
-    Manifest,
-    atomic_open,
-    digest,
-    open_artifact,
-    save_array,
-    seal,
-)
+from configs.artifacts import ArtifactError, Manifest, atomic_write, open_artifact, save_array, seal
 from configs.compose import register, resolved, run_stage
 from configs.generations import add_generation, current_generation
-from crawl.records import SCHEMA
-from crawl.shards import Collection
+from crawl.records import SCHEMA, from_row
+from crawl.shards import RELATIONS_FILE, Collection
+from crawl.tags import read_relations
 from features.inverted_index import FILES, InvertedIndex
 from serve.config import PublishConfig
+from serve.generation import (
+    KIND,
+    QUALITY,
+    RELATED,
+    SCHEMA_VERSION,
+    TAG_VECTOR_FILES,
+    TOWERS,
+    evaluation_of,
+    recipe_of,
+    related_rows,
+    write_columns,
+    write_embeddings,
+    write_records,
+)
+from train.calibrated import CALIBRATION
+from train.report import TRAINED
 from train.runs import Inputs, open_run
 from train.towers import embed, embed_tags
 from train.voting import open_voting
 
 log = logging.getLogger(__name__)
-PUBLISH_VERSION = 2
-EMBEDDINGS, TAG_EMBEDDINGS, RANKED, RECORDS = "embeddings.npy", "tag_embeddings.npy", "ranked.npy", "records.arrow"
-VOTES = "votes.npy"  # only where the run votes
-TAG_VECTOR_FILES = ("vectors.npy", "known.npy")
-
-
-def rank_postings(
-    index: InvertedIndex, embeddings: np.ndarray, tag_embeddings: np.ndarray, votes: np.ndarray | None = None
-) -> np.ndarray:
-    """Return (P,) int32, each posting list by falling score, ties by ascending row.
-
-    Args:
-        index: with P postings.
-        embeddings: (N, D) float16.
-        tag_embeddings: (T, D) float32; a zero row leaves its list ascending, but for votes.
-        votes: (P,) float16, added to the scores.
-    """
-    ranked = np.array(index.postings)
-    for tag_row in range(index.num_tags):
-        rows = index.posting_list(tag_row)
-        scores = embeddings[rows].astype(np.float32) @ tag_embeddings[tag_row]
-        start, end = index.offsets[tag_row], index.offsets[tag_row + 1]
-        if votes is not None:
-            scores += votes[start:end]
-        ranked[start:end] = rows[np.argsort(-scores, kind="stable")]
-    return ranked
 
 
 def posting_votes(run: Manifest, inputs: Inputs) -> np.ndarray | None:
@@ -106,9 +91,10 @@ def publish(cfg: PublishConfig) -> Path:
     """Publish a run against the index in force and return the generation. Callable from tests without Hydra."""
     towers, run, inputs = open_run(cfg.paths, cfg.run)
     collection = Collection(cfg.paths.artifact("collection"))
-    recipe = digest([PUBLISH_VERSION, run.content_id, inputs.content, collection.content_id])
     vectors_dir = current_generation(cfg.paths.artifact("tag_vectors"), make="make tag_vectors")
     words = open_artifact(vectors_dir, "tag_vectors", make="make tag_vectors").config
+    evaluation = evaluation_of(cfg.paths, cfg.run, run.content_id)
+    recipe = recipe_of(cfg.paths, cfg.run)
 
     def write(directory: Path) -> Manifest:
         index = inputs.index
@@ -118,28 +104,19 @@ def publish(cfg: PublishConfig) -> Path:
         tags[~np.asarray(inputs.vectors.known)] = 0  # nothing is known of what the tag means
         if not (np.isfinite(embeddings).all() and np.isfinite(tags).all()):
             raise ArtifactError(f"run '{cfg.run}' gives embeddings that are not finite; it cannot be published")
-        save_array(directory / EMBEDDINGS, embeddings)
-        save_array(directory / TAG_EMBEDDINGS, tags)
-        votes = posting_votes(run, inputs)
-        if votes is not None:
-            save_array(directory / VOTES, votes)
-        save_array(directory / RANKED, rank_postings(index, embeddings, tags, votes))
-        with atomic_open(directory / RECORDS) as stream:
-            records = records_table(collection, index).combine_chunks()
-            with pa.ipc.new_file(stream, records.schema) as writer:
-                writer.write_table(records)
+        write_embeddings(directory, index, embeddings, tags, posting_votes(run, inputs))
+        write_collection(directory, collection, index)
         for name in FILES:
             _link(index.directory / name, directory / name)
         for name in TAG_VECTOR_FILES:
             _link(vectors_dir / name, directory / name)
+        _link(cfg.paths.run(cfg.run) / TOWERS, directory / TOWERS)
+        take_evaluation_in(directory, cfg, evaluation, index)
         return seal(
             directory,
-            "served",
+            KIND,
             config=resolved(cfg),
-            files=[
-                *(EMBEDDINGS, TAG_EMBEDDINGS, RANKED, RECORDS, *FILES, *TAG_VECTOR_FILES),
-                *([] if votes is None else [VOTES]),
-            ],
+            files=[path.name for path in directory.iterdir()],
             must_match=inputs.spaces,
             provenance={"run": run.content_id, "collection": collection.content_id, **inputs.content},
             facts={
@@ -149,11 +126,47 @@ def publish(cfg: PublishConfig) -> Path:
                 "words": words["words"],  # the table in which unknown words are looked up
             },
             recipe=recipe,
+            schema_version=SCHEMA_VERSION,
         )
 
-    directory, built = add_generation(cfg.paths.artifact("served") / cfg.run, "served", recipe, write)
+    directory, built = add_generation(cfg.paths.artifact(KIND) / cfg.run, KIND, recipe, write)
     log.info("%s: %s", "published" if built else "already published", directory)
     return directory
+
+
+def write_collection(directory: Path, collection: Collection, index: InvertedIndex) -> None:
+    """Write what is shown of images, and what they are filtered and sorted by."""
+    table = records_table(collection, index)
+    licences, kinds, dates = (table.column(name).to_pylist() for name in ("licence", "kind", "fetched_at"))
+    write_columns(directory, licences, kinds, dates, index.locations)
+    write_records(directory, (from_row(row) for batch in table.to_batches(8192) for row in batch.to_pylist()))
+    related = related_rows(index, read_relations(collection.directory / RELATIONS_FILE))
+    atomic_write(directory / RELATED, json.dumps(related, ensure_ascii=False))
+
+
+def take_evaluation_in(directory: Path, cfg: PublishConfig, evaluation: Manifest | None, index: InvertedIndex) -> None:
+    """Copy the calibration of the run's evaluation and the quality of tags, or say how they are made."""
+    source = cfg.paths.run(cfg.run) / "evaluation" / "test"
+    if evaluation is None or CALIBRATION not in evaluation.files:
+        make = f'make evaluate ARGS="run={cfg.run}"'
+        log.warning(
+            "scores are served without probabilities: run '%s' has no calibration; `%s` makes it", cfg.run, make
+        )
+    else:
+        _link(source / CALIBRATION, directory / CALIBRATION)
+    if evaluation is not None:
+        save_array(directory / QUALITY, quality_of(source / "per_tag.csv", index))
+
+
+def quality_of(per_tag: Path, index: InvertedIndex) -> np.ndarray:
+    """Return (T,) float32, the average precision of each tag in the gallery of test, NaN where it was not judged."""
+    quality = np.full(index.num_tags, np.nan, np.float32)
+    with per_tag.open(encoding="utf-8", newline="") as stream:
+        for row in csv.DictReader(stream):
+            tag_row = index.tag_row(row["tag"])
+            if (row["question"], row["system"]) == ("gallery", TRAINED) and tag_row is not None and row["map"]:
+                quality[tag_row] = float(row["map"])
+    return quality
 
 
 register("publish", PublishConfig)

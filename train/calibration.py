@@ -13,7 +13,6 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from scipy.optimize import isotonic_regression
 
 from configs.artifacts import ArtifactError, open_artifact
 from configs.compose import Paths
+from train.calibrated import CALIBRATION, Calibration, bins_of, read_calibration
 from train.galleries import Question, scores_of
 from train.panels import Line, Panel, svg
 from train.ranking import Scorer
@@ -32,7 +32,7 @@ MIN_RESULTS = 30  # on val above a score, for it to be a bin of its own: fewer t
 ECE_BINS = 15  # of equal width, as Guo et al., ICML 2017, have them
 ECE = f"ece_{ECE_BINS}_equal_width"
 PROMISES = (0.5, 0.6, 0.7, 0.8, 0.9)
-FILES = ("calibration.json", "calibration.csv", "reliability.svg")
+FILES = (CALIBRATION, "calibration.csv", "reliability.svg")
 POPULATION = (
     "pairs of an eligible tag and an image of the split's gallery; right where the image carries the tag; counted over "
     "all pairs, so that tags with more results weigh more; intervals by bootstrap over tags"
@@ -69,30 +69,6 @@ def count_results(question: Question, scorer: Scorer) -> Counts:
         results[query] = np.bincount(bins, minlength=len(LOWEST))
         right[query] = np.bincount(bins[question.relevant[query]], minlength=len(LOWEST))
     return Counts(results, right)
-
-
-def bins_of(scores: np.ndarray, lowest: np.ndarray) -> np.ndarray:
-    """Return for each score the last bin whose lowest score is at most it, or the first bin."""
-    return np.maximum(np.searchsorted(lowest, scores.astype(np.float32), side="right") - 1, 0)
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """Scores ascending, with what each promises; probability and precision never fall from one to the next."""
-
-    scores: np.ndarray  # (M,) float32, the lowest of each bin
-    probability: np.ndarray  # (M,) that a result of this bin is right
-    precision: np.ndarray  # (M,) share of the results at or above the score that is right
-    kept: np.ndarray  # (M,) share of all right results that lies at or above the score
-
-    def probability_of(self, scores: np.ndarray) -> np.ndarray:
-        """Return the probability that results of these scores (n,) are right."""
-        return np.asarray(self.probability[bins_of(scores, self.scores)])
-
-    def threshold(self, precision: float) -> float | None:
-        """Return the lowest score at or above which this share of the results is right, or None where none is."""
-        enough = np.flatnonzero(self.precision >= precision - 1e-9)  # sums of shares are a rounding below their share
-        return float(self.scores[enough[0]]) if len(enough) else None
 
 
 def fit(counts: Counts) -> Calibration:
@@ -262,13 +238,6 @@ def reliability_svg(
     return svg(panels, "reliability", "What the score promises and what test pictures have")
 
 
-def read_calibration(path: Path) -> Calibration:
-    """Read what `calibration.json` holds."""
-    kept = json.loads(path.read_text(encoding="utf-8"))
-    names = ("probability", "precision", "kept")
-    return Calibration(np.array(kept["scores"], dtype=np.float32), *(np.array(kept[name]) for name in names))
-
-
 def open_calibration(paths: Paths, run: str) -> Calibration:
     """Return the calibration of a run's scores.
 
@@ -278,8 +247,8 @@ def open_calibration(paths: Paths, run: str) -> Calibration:
     make = f'make evaluate ARGS="run={run}"'
     directory = paths.run(run) / "evaluation" / "test"
     manifest = open_artifact(directory, "evaluation", make=make)
-    if FILES[0] not in manifest.files:
+    if CALIBRATION not in manifest.files:
         raise ArtifactError(
-            f"'{directory}' has no {FILES[0]}; run `{make}`, which writes it where val has tags to judge"
+            f"'{directory}' has no {CALIBRATION}; run `{make}`, which writes it where val has tags to judge"
         )
-    return read_calibration(directory / FILES[0])
+    return read_calibration(directory / CALIBRATION)

@@ -1,7 +1,8 @@
-"""What a view needs from a searcher: plain values, no arrays.
+"""What a view needs from a searcher: plain values.
 
 A *match* carries what the query asks for by its tags; a *guess* does not, and is ranked by meaning alone. Matches come
-before guesses, and a page of hits may end the one and begin the other.
+before guesses, and a page of hits may end the one and begin the other. What is like a picture, without a text, are
+guesses.
 """
 
 from __future__ import annotations
@@ -9,8 +10,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+import numpy as np
+
+from serve.query import QueryError
+
 Sort = Literal["score", "newest"]
 TagOrder = Literal["frequency", "name", "quality"]
+
+
+class NoSuchImage(QueryError):
+    """The picture that results are to be like is not in the collection."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +105,7 @@ class Answer:
     num_guesses: int = 0  # that may follow, above the cut-off; 0 where none are offered
     offset: int = 0
     hits: tuple[Hit, ...] = ()
-    licences: tuple[TagCount, ...] = ()  # of the matches, most frequent first, for the filter
+    licences: tuple[TagCount, ...] = ()  # of the matches before filters, most frequent first, for the filter
     kinds: tuple[TagCount, ...] = ()
     exact: bool = True  # whether guesses come from a scan of the whole gallery; False where an index approximates it
     voted: bool = False  # whether a score is a cosine alone, or with votes of the nearest train images
@@ -124,7 +133,16 @@ class Searcher(Protocol):
         """Rank what answers the question, matches before guesses.
 
         Raises:
-            QueryError: the text is no query; it says where and why.
+            QueryError: the text is no query; it says where and why. Or the picture's text holds none.
+            NoSuchImage: `like` names no image.
+        """
+        ...
+
+    def direction(self, question: Question, image_id: str) -> np.ndarray | None:
+        """Return the unit vector (D,) float32 by which an image is scored; None where there is none or no image.
+
+        Raises:
+            QueryError: as `search`.
         """
         ...
 
