@@ -27,11 +27,12 @@ from configs.artifacts import (
 from configs.compose import register, resolved, run_stage
 from crawl.account import nothing_accepted, report
 from crawl.compact import compact, seal_shards
-from crawl.config import CrawlConfig, FolderSource, TableSource, WebDatasetSource
+from crawl.config import SOURCES, CrawlConfig, NetworkSource
 from crawl.ingest import TRANSIENT, Accepted, IsolatedGate, Refused, acceptance, gate_space
 from crawl.records import Record, image_id_of
 from crawl.shards import RELATIONS_FILE, ShardWriter, committed_shards, shard_state
 from crawl.sources import Source, SourceItem, open_source
+from crawl.sources.network import Network
 from crawl.tags import read_relations
 from crawl.tombstones import TAKEN_DOWN, Tombstones
 
@@ -95,8 +96,8 @@ def gated(crawl: Crawl, source: Iterator[SourceItem], gate: IsolatedGate) -> Ite
 
     def turns() -> Iterator[bytes]:
         for item in source:
-            image_id = "" if item.problem else image_id_of(item.data)
-            fresh = item.problem is None and image_id not in crawl.known and image_id not in sent
+            image_id = item.image_id or ("" if item.problem else image_id_of(item.data))
+            fresh = not (item.problem or item.image_id or image_id in crawl.known or image_id in sent)
             fresh = fresh and not _is_taken_down(crawl, item, image_id)
             sent.update([image_id] if fresh else [])
             waiting.append(_Waiting(replace(item, data=b""), image_id, fresh))
@@ -128,24 +129,43 @@ def _record(item: SourceItem, image_id: str, image: Accepted) -> Record:
     )
 
 
-def file_item(crawl: Crawl, shard: ShardWriter, entry: _Waiting, outcome: Accepted | Refused | None) -> None:
-    """Put one item where it belongs: an image, new tags of a known one, a duplicate, or a refusal."""
+def file_item(crawl: Crawl, shard: ShardWriter, entry: _Waiting, outcome: Accepted | Refused | None) -> tuple[str, str]:
+    """Put one item where it belongs: an image, new tags of a known one, a duplicate, or a refusal.
+
+    Returns:
+        Reason and detail of a refusal, empty texts otherwise.
+    """
     item, image_id = entry.item, entry.image_id
     if _is_taken_down(crawl, item, image_id, outcome.jpeg if isinstance(outcome, Accepted) else b""):
         shard.refuse("", TAKEN_DOWN, "")  # its path or address would tell of it
-    elif item.problem is not None:
-        shard.refuse(item.key, item.problem.reason, item.problem.detail)
-    elif isinstance(outcome, Accepted):
+        return TAKEN_DOWN, ""
+    refusal = _refusal(crawl, entry, outcome)
+    if refusal is not None:
+        shard.refuse(item.key, *refusal)
+        return refusal
+    if isinstance(outcome, Accepted):
         crawl.known[image_id] = set(item.tags)
         shard.add_image(_record(item, image_id, outcome), outcome.jpeg)
-    elif isinstance(outcome, Refused) or image_id in crawl.refused:
-        refusal = crawl.refused.setdefault(image_id, outcome) if outcome else crawl.refused[image_id]
-        shard.refuse(item.key, str(refusal.reason), refusal.detail)
     else:
         crawl.duplicates += 1
         if new := tuple(tag for tag in item.tags if tag not in crawl.known[image_id]):
             crawl.known[image_id].update(new)
             shard.add_tags(Record(image_id=image_id, group=image_id, tags=new))
+    return "", ""
+
+
+def _refusal(crawl: Crawl, entry: _Waiting, outcome: Accepted | Refused | None) -> tuple[str, str] | None:
+    """Return why an item is refused: by its source, by the gate, or by the gate when its bytes came before."""
+    if entry.item.problem is not None:
+        return entry.item.problem.reason, entry.item.problem.detail
+    if isinstance(outcome, Refused):
+        crawl.refused.setdefault(entry.image_id, outcome)
+    if not isinstance(outcome, Accepted) and entry.image_id in crawl.refused:
+        known = crawl.refused[entry.image_id]
+        return str(known.reason), known.detail
+    if outcome is None and entry.image_id not in crawl.known:
+        return "missing", "said of a picture that is not in the collection"
+    return None
 
 
 def write_shards(crawl: Crawl, source: Source, cfg: CrawlConfig) -> None:
@@ -158,21 +178,28 @@ def write_shards(crawl: Crawl, source: Source, cfg: CrawlConfig) -> None:
     rest = source.items(crawl.consumed)
     try:
         with IsolatedGate(cfg.gate, cfg.workers) as gate:
-            progress = tqdm(gated(crawl, rest, gate), initial=crawl.consumed, unit="item", desc="gate", mininterval=1.0)
-            for entry, outcome in progress:
-                file_item(crawl, shard, entry, outcome)
+            items = gated(crawl, rest, gate)
+            own_bar = source.keeps_state  # it knows more than how many came
+            bar = tqdm(items, initial=crawl.consumed, unit="item", desc="gate", mininterval=1.0, disable=own_bar)
+            for entry, outcome in bar:
+                source.filed(entry.item, *file_item(crawl, shard, entry, outcome))
                 crawl.consumed += 1
                 if shard.num_images == cfg.shard_size:
-                    shard.commit(crawl.state())
-                    crawl.next_shard += 1
+                    _commit(crawl, shard, source)
                     shard = ShardWriter(crawl.directory, crawl.next_shard)
         if not crawl.known:
             raise nothing_accepted(shard.refusals)
         if shard.rows or shard.refusals:
-            shard.commit(crawl.state())
-            crawl.next_shard += 1
+            _commit(crawl, shard, source)
     finally:
         shard.discard()
+
+
+def _commit(crawl: Crawl, shard: ShardWriter, source: Source) -> None:
+    source.committing(crawl.consumed)
+    shard.commit(crawl.state())
+    crawl.next_shard += 1
+    source.committed(crawl.consumed)
 
 
 def _finished(crawl: Crawl, earlier: Manifest | None) -> dict[str, dict[str, Any]]:
@@ -252,18 +279,29 @@ def _read_relations(path: str) -> str:
 def collect(cfg: CrawlConfig) -> Path:
     """Run one crawl and return the collection's directory. Callable from tests without Hydra."""
     directory = cfg.paths.artifact("collection")
-    source = open_source(cfg.source, cfg.gate.max_bytes)
     relations = _read_relations(cfg.relations)
+    source = _open(cfg)
     with exclusive(directory):
-        return _collect(cfg, source, relations, directory)
+        try:
+            source.begin(cfg.retry, cfg.refresh)
+            return _collect(cfg, source, relations, directory)
+        finally:
+            source.end()
+
+
+def _open(cfg: CrawlConfig) -> Source:
+    if isinstance(cfg.source, NetworkSource):
+        return Network(cfg)
+    return open_source(cfg.source, cfg.gate.max_bytes)
 
 
 def _collect(cfg: CrawlConfig, source: Source, relations: str, directory: Path) -> Path:
     config = {"source": resolved(cfg.source)}
     manifest = read_manifest(directory)
     _may_go_on(manifest, cfg, config)
-    recipe = _recipe(cfg, [config, source.fingerprint(), relations])
+    recipe = _recipe(cfg, [config, source.fingerprint(), relations], source.keeps_state)
     if manifest is not None and _is_done(manifest, recipe, directory):
+        source.sealed()
         log.info("already done: %s holds %d images", directory, manifest.facts["num_images"])
         return directory
     compact(directory)
@@ -275,14 +313,18 @@ def _collect(cfg: CrawlConfig, source: Source, relations: str, directory: Path) 
     if relations:
         atomic_write(directory / RELATIONS_FILE, relations)
     seal_collection(crawl, cfg, manifest)
+    source.sealed()
     return directory
 
 
-def _recipe(cfg: CrawlConfig, source: list[Any]) -> str:
+def _recipe(cfg: CrawlConfig, source: list[Any], keeps_state: bool) -> str:
     """Digest of what a crawl goes through and what it accepts.
 
+    A source that keeps state of its own says in its fingerprint what it goes through again, and why.
     The limits of a worker are no part of it, unless what was refused is tried again: with more time, say.
     """
+    if keeps_state:
+        return digest(source)
     retry = [cfg.gate.timeout_s, cfg.gate.memory_mb] if cfg.retry else []
     return digest([source, acceptance(cfg.gate), retry])
 
@@ -290,7 +332,7 @@ def _recipe(cfg: CrawlConfig, source: list[Any]) -> str:
 register(
     "crawl",
     CrawlConfig,
-    {"source/folder": FolderSource, "source/table": TableSource, "source/webdataset": WebDatasetSource},
+    {f"source/{kind.name}": kind for kind in SOURCES},
 )
 
 if __name__ == "__main__":

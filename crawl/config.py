@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 from omegaconf import MISSING
@@ -40,10 +41,60 @@ class GateOptions:
 
 
 @dataclass
+class FetchOptions:
+    """How the network is asked: who we are, how often, how long, how much, and whom not."""
+
+    agent: str = "Tagtower"  # product name in the user agent, which robots.txt and X-Robots-Tag may name
+    contact: str = ""  # address of a page or mailbox where site owners reach you; every crawl of the network needs it
+    gap_s: float = 1.0  # from one request of a host to the next, at least; robots.txt may ask for more
+    max_gap_s: float = 300.0  # hosts that want a longer crawl-delay are left alone
+    throttle: float = 1.0  # the gap grows to this many times what the host takes to answer; 0 = it does not
+    per_host: int = 1  # requests of a host at a time
+    concurrent: int = 64  # requests at a time, over all hosts
+    connect_s: float = 20.0  # for resolving the name, and for each connection
+    read_s: float = 30.0  # between two pieces of an answer
+    total_s: float = 180.0  # of one request, from the name to the last byte
+    max_bytes: int = 64 * 2**20  # of a picture, before and after decoding
+    max_page_bytes: int = 8 * 2**20  # of a page or a sitemap, before and after decoding
+    max_redirects: int = 5  # one after another
+    max_html_depth: int = 256  # elements inside each other
+    attempts: int = 3  # at what may pass: timeouts, lost connections, 5xx, 429
+    wait_s: float = 30.0  # before the second attempt, twice as long before the third
+    max_wait_s: float = 3600.0  # longest wait that a server may ask for with Retry-After
+    max_depth: int = 20  # links from a start page
+    max_per_host: int = 1_000_000  # pages of a host
+    max_per_pattern: int = 10_000  # pages whose addresses differ in numbers alone: /calendar?month=#
+    max_barren: int = 1_000  # pages of a pattern one after another that show no new picture
+    robots: bool = True  # keep to robots.txt; off only where the site is yours
+    opt_outs: bool = True  # keep to X-Robots-Tag, meta robots and TDM reservations; off only where the site is yours
+    allow_hosts: list[str] = field(default_factory=list)  # of your own network, `name` or `name:port`
+    resolve: dict[str, str] = field(default_factory=dict)  # name -> addresses with commas, before DNS is asked
+    spool_mb: int = 512  # fetched pictures that wait for the gate; then fetching pauses
+
+    def __post_init__(self) -> None:
+        above = ("connect_s", "read_s", "total_s", "max_bytes", "max_page_bytes", "per_host", "concurrent", "attempts")
+        for name in (*above, "max_per_host", "max_per_pattern", "max_barren", "spool_mb", "max_html_depth"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"fetch.{name} must be above 0, got {getattr(self, name)}")
+        for name in ("gap_s", "max_gap_s", "throttle", "wait_s", "max_wait_s", "max_redirects", "max_depth"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"fetch.{name} must be 0 or more, got {getattr(self, name)}")
+        if not re.fullmatch(r"[A-Za-z][A-Za-z_-]*", self.agent):
+            raise ValueError(f"fetch.agent must be a product name of letters, '_' and '-', got {self.agent!r}")
+        if not self.contact.isprintable() or set(self.contact) & set("()\\"):
+            raise ValueError(f"fetch.contact must be one printable line without brackets, got {self.contact!r}")
+
+    @property
+    def user_agent(self) -> str:
+        """The line that servers see."""
+        return f"{self.agent}/1.0 (+{self.contact})"
+
+
+@dataclass
 class SourceConfig:
     """What every source has in common; the group file names the kind."""
 
-    name: str = MISSING  # folder, table or webdataset
+    name: str = MISSING  # folder, table, webdataset, web, sitemap or urls
     path: str = MISSING  # directory, table file or glob of shards
 
     def __post_init__(self) -> None:
@@ -51,7 +102,7 @@ class SourceConfig:
         if kind != MISSING and self.name != kind:
             raise ValueError(
                 f"source.name is {kind} in this group and fixed, got '{self.name}'; "
-                "choose a kind with source=folder, source=table or source=webdataset"
+                "choose a kind with source=folder, source=table, source=web or another"
             )
 
 
@@ -96,19 +147,96 @@ def _check_separator(separator: str) -> None:
 
 
 @dataclass
+class NetworkSource(SourceConfig):
+    """What sources of the network have in common; how they ask is the matter of `fetch`."""
+
+    path: str = ""  # of a list of addresses; the others have none
+
+
+@dataclass
+class WebSource(NetworkSource):
+    """Pages that are followed from link to link. Selectors are CSS, or XPath where they begin with `/`, `.` or `(`."""
+
+    name: str = "web"  # fixed, it names the kind
+    start: list[str] = field(default_factory=list)  # pages to begin with
+    hosts: list[str] = field(
+        default_factory=list
+    )  # whose pages are read, subdomains included; those of `start` if empty
+    follow: list[str] = field(default_factory=lambda: ["a", "area", "link[rel~=next]"])  # selectors of links
+    follow_match: str = ""  # regular expression that a followed address must contain
+    follow_skip: str = ""  # regular expression that it must not
+    page_match: str = ""  # pictures are taken from pages whose address contains this; empty: from all
+    picture_match: str = ""  # regular expression that a picture's address must contain
+    picture_skip: str = ""  # regular expression that it must not
+    block: str = ""  # selector of what holds one picture with its tags, where a page shows several; empty: the page
+    picture: str = ""  # selector within the block; empty: structured data, and all pictures where there is none
+    tags: str = ""  # selector; empty: structured data, `rel=tag` links and meta keywords
+    title: str = ""  # selector; empty: structured data, the title attribute, the page's title
+    caption: str = ""  # selector; empty: structured data, figcaption, alt
+    licence: str = ""  # selector; empty: structured data, `rel=license` links
+    author: str = ""  # selector; empty: structured data, meta author, `rel=author` links
+    tag_separator: str = ","  # splits a text of tags
+    structured: bool = True  # read JSON-LD, OpenGraph and microdata
+    group: str = "page"  # what never straddles splits: page, author, host or none
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_separator(self.tag_separator)
+        if self.group not in GROUPS:
+            raise ValueError(f"source.group must be one of {', '.join(GROUPS)}, got '{self.group}'")
+        for name in ("follow_match", "follow_skip", "page_match", "picture_match", "picture_skip"):
+            try:
+                re.compile(getattr(self, name))
+            except re.error as error:
+                raise ValueError(f"source.{name} is no regular expression: {error}") from None
+
+
+@dataclass
+class SitemapSource(WebSource):
+    """Pages and pictures that sitemaps list; no links are followed unless `follow` says so."""
+
+    name: str = "sitemap"  # fixed, it names the kind
+    follow: list[str] = field(default_factory=list)  # selectors of links
+
+
+@dataclass
+class UrlsSource(NetworkSource):
+    """JSONL, CSV or Parquet with an address of a picture a row; img2dataset's column names are understood."""
+
+    name: str = "urls"  # fixed, it names the kind
+    path: str = MISSING  # table file, or a folder or glob of them
+    url_column: str = ""  # empty: url, URL, image_url, source_url
+    tags_column: str = ""  # empty: tags, keywords; a list, or a text separated by `tag_separator`
+    tag_separator: str = ","  # splits a text of tags
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_separator(self.tag_separator)
+
+
+SOURCES = (FolderSource, TableSource, WebDatasetSource, WebSource, SitemapSource, UrlsSource)
+GROUPS = ("page", "author", "host", "none")
+
+
+@dataclass
 class CrawlConfig:
     """Bring images and their tags through the gate into the collection."""
 
     paths: Paths = field(default_factory=Paths)
     source: SourceConfig = MISSING
     gate: GateOptions = field(default_factory=GateOptions)
+    fetch: FetchOptions = field(default_factory=FetchOptions)
     relations: str = ""  # CSV of tag relations (tag,relation,other) to lay beside the collection
     append: bool = False  # add another source to a finished collection
-    retry: bool = False  # go through a finished source once more and ask the gate again about what was refused
+    retry: str = ""  # `true`: go through a finished source once more and ask again about what may pass; of a source of
+    # the network also kinds of failures, such as `timeout,dns`
+    refresh: bool = False  # ask a source of the network again for what it gave, and take what changed
+    dry_run: bool = False  # tell what would be asked of whom, and ask for nothing but robots.txt
     shard_size: int = 10_000  # images a shard, at most 10,000
     workers: int = 0  # gate processes, 0 = one a core
 
     def __post_init__(self) -> None:
+        self.retry = "" if str(self.retry).lower() in ("", "false") else str(self.retry).lower()
         if not 1 <= self.shard_size <= 10_000:
             raise ValueError(f"shard_size must lie in 1..10000, got {self.shard_size}")
         if self.workers < 0:

@@ -21,7 +21,7 @@ HOMES = {
     "marshmallow": ["serve/api/"],
     "granian": ["serve/"],
     "prometheus_client": ["serve/"],
-    "sqlite3": ["serve/judgements.py"],
+    "sqlite3": ["crawl/fetch/state.py", "serve/judgements.py"],
     "gensim": ["features/"],
     "openvino": ["features/"],
     "nncf": ["features/calibrate.py"],
@@ -41,6 +41,12 @@ HOMES = {
     "requests": [],
     "lark": ["serve/query.py"],
     "faiss": ["serve/gallery.py"],
+    "scrapy": ["crawl/fetch/"],
+    "twisted": ["crawl/fetch/"],
+    "protego": ["crawl/fetch/manners.py"],
+    "lxml": ["crawl/sources/"],
+    "parsel": ["crawl/sources/page.py"],
+    "extruct": ["crawl/sources/structured.py"],
 }
 
 # Calls that write to a path past `atomic_open`, and why each of these may.

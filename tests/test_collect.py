@@ -15,7 +15,7 @@ from crawl.config import CrawlConfig, FolderSource, GateOptions, WebDatasetSourc
 from crawl.ingest import IsolatedGate
 from crawl.records import image_id_of
 from crawl.shards import Collection, ShardWriter
-from crawl.sources.item import SourceItem
+from crawl.sources.item import Ledger, SourceItem
 from tests.tiny import NUM_PICTURES, crawl_config, picture, write_tree
 
 pytestmark = pytest.mark.usefixtures("quick_gate")
@@ -227,7 +227,7 @@ def test_known_images_are_not_held_while_others_are_awaited(tmp_path, monkeypatc
     most = 0
 
     def many(config, max_bytes):
-        class Doubles:
+        class Doubles(Ledger):
             def fingerprint(self):
                 return "doubles"
 

@@ -39,7 +39,7 @@ from configs.compose import (
     run_stage,
     typed,
 )
-from crawl.config import CrawlConfig, FolderSource, GateOptions, TableSource, WebDatasetSource
+from crawl.config import SOURCES, CrawlConfig, GateOptions, WebDatasetSource
 from features.config import (
     BackboneConfig,
     ImageFeaturesConfig,
@@ -128,7 +128,7 @@ def test_every_word_table_composes(option):
 
 @pytest.mark.parametrize("option", options("source"))
 def test_every_source_composes_into_a_type_of_its_own(option):
-    kinds = {"folder": FolderSource, "table": TableSource, "webdataset": WebDatasetSource, "sample": WebDatasetSource}
+    kinds = {kind.name: kind for kind in SOURCES} | {"sample": WebDatasetSource}
     assert type(composed("crawl", f"source={option}", "source.path=x").source) is kinds[option]
 
 
@@ -353,7 +353,7 @@ def test_a_typo_on_the_command_line_ends_with_its_name_and_writes_nothing(tmp_pa
 
 
 CONFIG_FILES = sorted(ROOT.glob("*/config.py"))
-EXPLAINED_BY_THEIR_CLASS = {"paths", "source", "gate", "words", "backbone", "executor"}  # nested configs
+EXPLAINED_BY_THEIR_CLASS = {"paths", "source", "gate", "fetch", "words", "backbone", "executor"}  # nested configs
 
 
 @pytest.mark.parametrize("path", CONFIG_FILES, ids=lambda path: path.parent.name)

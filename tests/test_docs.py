@@ -8,7 +8,7 @@ from typing import get_type_hints
 
 import pytest
 
-from crawl.config import CrawlConfig, FolderSource, TableSource, WebDatasetSource
+from crawl.config import SOURCES, CrawlConfig
 from crawl.ingest import Reason
 from features.config import ImageFeaturesConfig, IndexConfig, ReduceConfig, TagVectorsConfig
 from serve.config import JudgementsConfig, PublishConfig, ServeConfig
@@ -57,7 +57,7 @@ def keys_of(schema, prefix=""):
 
 
 KEYS = set().union(*map(keys_of, SCHEMAS), GROUPS) | {
-    f"source.{field.name}" for source in (FolderSource, TableSource, WebDatasetSource) for field in fields(source)
+    f"source.{field.name}" for source in SOURCES for field in fields(source)
 }
 RESULTS = read_results(ROOT / "train" / "results.yaml")
 KEYS |= {column.collection for table in RESULTS.tables for column in table.columns}  # of reproduce

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from configs.artifacts import ArtifactError
 from crawl.records import PROVENANCE
 
 # Other names under which downloaders and tables keep our provenance columns.
@@ -41,10 +42,47 @@ class SourceItem:
     labels: tuple[str, ...] = ()
     provenance: Mapping[str, str] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
+    image_id: str = ""  # of an earlier item's bytes, where this one only says more of the same picture
+    ticket: int = 0  # for the source, which may want to know what became of the item
 
 
-class Source(ABC):
-    """A list of items in an order that depends on nothing but the source."""
+class Ledger:
+    """What a source is told on the way into the collection; one that keeps no state listens to nothing but `begin`."""
+
+    keeps_state = False  # it knows itself what it asked for, and what is to be asked again
+
+    def begin(self, retry: str, refresh: bool) -> None:
+        """Get ready to be read; the collection is locked from here on.
+
+        Args:
+            retry: `true`, or the kinds of failures to try again, with commas; empty: none.
+            refresh: ask again for what is there already.
+
+        Raises:
+            ArtifactError: the source cannot do that.
+        """
+        if refresh or retry not in ("", "true"):
+            asked = "refresh=true" if refresh else f"retry={retry}"
+            raise ArtifactError(f"{asked} is for sources of the network; a source on disk knows retry=true alone")
+
+    def filed(self, item: SourceItem, reason: str, detail: str) -> None:
+        """Take note of what became of an item: a reason where it was refused, else nothing."""
+
+    def committing(self, taken: int) -> None:
+        """Get ready for the commit of a shard, before which so many items were taken."""
+
+    def committed(self, taken: int) -> None:
+        """Take note that the first so many items lie in committed shards."""
+
+    def sealed(self) -> None:
+        """Take note that the collection holds everything."""
+
+    def end(self) -> None:
+        """Let go of what was opened for reading."""
+
+
+class Source(Ledger, ABC):
+    """A list of items in an order that depends on nothing but the source, or that the source writes down."""
 
     @abstractmethod
     def fingerprint(self) -> str:

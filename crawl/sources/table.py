@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -30,10 +30,7 @@ class Table(Source):
         self.images = Path(config.images) if config.images else self.path.parent
         if not self.path.is_file():
             raise ArtifactError(f"source.path '{config.path}' is no file; give a .jsonl, .csv or .parquet table")
-        readers = {".jsonl": _jsonl_rows, ".ndjson": _jsonl_rows, ".csv": _csv_rows, ".parquet": _parquet_rows}
-        if self.path.suffix.lower() not in readers:
-            raise ArtifactError(f"source.path '{config.path}' should end in {', '.join(readers)}")
-        self.read_rows = readers[self.path.suffix.lower()]
+        self.read_rows = reader_of(self.path)
 
     def fingerprint(self) -> str:
         """Digest of the table; its images are named there and taken as they are."""
@@ -81,6 +78,18 @@ class Table(Source):
         if not Path(folder).is_relative_to(os.path.realpath(self.images)):
             raise Unreadable("outside_folder", "a link on the way leads outside")
         return path
+
+
+def reader_of(path: Path) -> Callable[[Path], Iterator[dict[str, Any] | Unreadable]]:
+    """Return what yields the rows of a table, by its suffix.
+
+    Raises:
+        ArtifactError: none does.
+    """
+    readers = {".jsonl": _jsonl_rows, ".ndjson": _jsonl_rows, ".csv": _csv_rows, ".parquet": _parquet_rows}
+    if path.suffix.lower() not in readers:
+        raise ArtifactError(f"source.path '{path}' should end in {', '.join(readers)}")
+    return readers[path.suffix.lower()]
 
 
 def _jsonl_rows(path: Path) -> Iterator[dict[str, Any] | Unreadable]:

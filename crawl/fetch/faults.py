@@ -1,0 +1,36 @@
+"""What can go wrong with a request: a kind to count by, and whether another time may help."""
+
+from __future__ import annotations
+
+# The server's or the network's doing, and it may pass: asked again after a while, and with retry=<kind>.
+TRANSIENT = {
+    "dns",  # the name does not resolve
+    "connect",  # nobody accepts the connection
+    "reset",  # the connection ended before the answer
+    "stall",  # nothing came for fetch.read_s
+    "timeout",  # the whole took longer than fetch.total_s
+    "half_body",  # fewer bytes than announced
+    "robots_unreachable",  # robots.txt answers 5xx or not at all, so everything is closed
+    "status_408",
+    "status_425",
+    "status_429",
+    "status_500",
+    "status_502",
+    "status_503",
+    "status_504",
+}
+# What the server asks for with Retry-After.
+WAITING = {"status_429", "status_503"}
+
+
+class Fault(Exception):
+    """A request that brought no usable answer."""
+
+    def __init__(self, kind: str, detail: str = "") -> None:
+        super().__init__(kind, detail)
+        self.kind = kind
+        self.detail = detail
+
+
+class Refusal(Fault):
+    """A request that is not made, or whose answer is not used, because of a rule of ours or of the site."""

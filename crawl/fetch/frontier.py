@@ -1,0 +1,300 @@
+"""Whose turn it is: one gap a host whatever is asked of it, robots.txt before anything else, memory for active hosts.
+
+Times are seconds since 1970, passed in, so that tests need no clock.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from dataclasses import dataclass, field
+from itertools import count
+from typing import TYPE_CHECKING
+
+from crawl.fetch.faults import TRANSIENT, WAITING
+from crawl.fetch.found import API
+from crawl.fetch.manners import MAX_ROBOTS_HOPS, ROBOTS_AGE_S, TDM_PATH, Site, read_site
+from crawl.fetch.state import Job, State
+from crawl.fetch.urls import origin_of
+
+if TYPE_CHECKING:
+    from crawl.config import FetchOptions
+
+MAX_HOSTS = 5_000  # held in memory at a time; the others wait in the database
+JOBS_A_HOST = 32  # held in memory
+MAX_SITES = 20_000
+ROBOTS, TDM = -1, -2  # kinds of jobs that belong to an origin and lie in no table
+_SMOOTHING = 0.5  # of what a host takes to answer, as Scrapy's AutoThrottle has it
+_MAX_BACKOFFS = 6
+
+
+@dataclass
+class Host:
+    """One host that is being asked."""
+
+    name: str
+    ready_at: float = 0.0
+    active: int = 0
+    queue: deque[Job] = field(default_factory=deque)
+    scheduled: float | None = None  # when it stands in the heap
+    latency_s: float = 0.0
+    delay_s: float = 0.0  # crawl-delay of the strictest origin met
+    last_at: float | None = None  # start of the last request
+    waited_s: float = 0.0  # asked for by the server since the last count
+    errand: Errand | None = None  # what must be asked of an origin before anything else
+
+
+@dataclass
+class Errand:
+    """The questions for an origin's rules: robots.txt, through redirects, then tdmrep.json."""
+
+    origin: str
+    url: str
+    kind: int = ROBOTS
+    hops: int = 0
+    attempts: int = 0
+    status: int = 0
+    robots: bytes = b""
+    running: bool = False
+
+
+class Frontier:
+    """Hands out jobs, one host at a time, and learns from what became of them.
+
+    Args:
+        state: the database; jobs that rules forbid are refused there without being handed out.
+        options: of the fetcher.
+    """
+
+    def __init__(self, state: State, options: FetchOptions) -> None:
+        self.state = state
+        self.options = options
+        self.hosts: dict[str, Host] = {}
+        self.sites: dict[str, Site] = {}
+        self.active = 0
+        self._ready: list[tuple[float, int, str]] = []
+        self._order = count()
+        self._more = True  # the database may have hosts with something to do that are not in memory
+
+    # Handing out
+
+    def next(self, now: float) -> Job | None:
+        """Return what may be asked now and mark it as in flight, or None where all hosts must wait."""
+        self._admit(now)
+        while self._ready and self._ready[0][0] <= now:
+            at, _, name = heapq.heappop(self._ready)
+            host = self.hosts.get(name)
+            if host is None or host.scheduled != at:
+                continue  # it stands elsewhere in the heap
+            host.scheduled = None
+            if host.active >= self.options.per_host:
+                continue  # until one of its requests ends
+            if host.ready_at > now:
+                self._wait(host)
+                continue
+            job = self._job_of(host, now)
+            if job is not None:
+                return job
+        return None
+
+    def ready_at(self) -> float | None:
+        """Return when some host may be asked again, None where none waits."""
+        return self._ready[0][0] if self._ready else None
+
+    def is_empty(self) -> bool:
+        """Say whether there is nothing to do and nothing in flight."""
+        return not (self.hosts or self.active or self._more or self.state.new_hosts)
+
+    def _admit(self, now: float) -> None:
+        """Take hosts in that have something to do, as far as there is room."""
+        room = MAX_HOSTS - len(self.hosts)
+        if self.state.new_hosts:
+            names = list(self.state.new_hosts)
+            self._more = self._more or len(names) > room
+            self.state.new_hosts.clear()
+        elif self._more and room > MAX_HOSTS // 2:
+            names = self.state.hosts("", MAX_HOSTS)
+            self._more = len(names) == MAX_HOSTS
+        else:
+            return
+        for name in names:
+            if name in self.hosts or len(self.hosts) < MAX_HOSTS:
+                self._enter(name, now)
+
+    def _enter(self, name: str, now: float) -> None:
+        host = self.hosts.get(name)
+        if host is None:
+            host = self.hosts[name] = Host(name, ready_at=now)
+        self._wait(host)
+
+    def _wait(self, host: Host) -> None:
+        if host.scheduled is None or host.scheduled > host.ready_at:
+            host.scheduled = host.ready_at
+            heapq.heappush(self._ready, (host.ready_at, next(self._order), host.name))
+
+    def _job_of(self, host: Host, now: float) -> Job | None:
+        """Return the next job of a host that may be asked now, refusing on the way what rules forbid."""
+        while True:
+            if host.errand is not None:
+                return self._started_errand(host, now)
+            if not host.queue:
+                host.queue.extend(self.state.jobs(host.name, now, JOBS_A_HOST))
+            if not host.queue:
+                self._idle(host, now)
+                return None
+            job = host.queue[0]
+            if job.kind != API and not self._knows(host, job, now):
+                continue  # there is an errand now
+            host.queue.popleft()
+            if job.kind != API and (reason := self._forbidden(job)):
+                self._turn_away(job, reason)
+                continue
+            self.state.take(job)
+            self._start(host, now)
+            return job
+
+    def _idle(self, host: Host, now: float) -> None:
+        """Let a host go that has nothing to do now, or let it wait until its next attempt."""
+        later = self.state.next_at(host.name)
+        if later is not None and later > now:
+            host.ready_at = max(host.ready_at, later)
+            self._wait(host)
+        elif not host.active:
+            del self.hosts[host.name]
+
+    def _knows(self, host: Host, job: Job, now: float) -> bool:
+        """Say whether the rules of an origin are known; otherwise send for them."""
+        origin = origin_of(job.url)
+        if origin in self.sites or not (self.options.robots or self.options.opt_outs):
+            return True
+        stored = self.state.site(origin, now, ROBOTS_AGE_S)
+        if stored is None:
+            host.errand = self._errand(origin)
+            return False
+        self._learn(host, origin, *stored)
+        return True
+
+    def _errand(self, origin: str) -> Errand:
+        if self.options.robots:
+            return Errand(origin, f"{origin}/robots.txt")
+        return Errand(origin, origin + TDM_PATH, TDM, status=404)
+
+    def _learn(self, host: Host, origin: str, status: int, robots: bytes, tdm: bytes) -> None:
+        if len(self.sites) >= MAX_SITES:
+            self.sites.clear()  # they lie in the database
+        site = self.sites[origin] = read_site(status, robots, tdm, self.options.agent)
+        if site.delay_s <= self.options.max_gap_s:
+            host.delay_s = max(host.delay_s, site.delay_s)
+
+    def _forbidden(self, job: Job) -> str:
+        site = self.sites.get(origin_of(job.url))
+        if site is None:
+            return ""
+        if site.delay_s > self.options.max_gap_s:
+            return "crawl_delay"
+        return site.forbids(job.url, self.options.agent)
+
+    def _turn_away(self, job: Job, reason: str) -> None:
+        if reason in TRANSIENT:
+            self.state.fail(job, reason, "as robots.txt of its host", 0)
+        else:
+            self.state.refuse(job, reason, "")
+
+    def _start(self, host: Host, now: float) -> None:
+        host.active += 1
+        self.active += 1
+        gap = self.gap(host)
+        kept = None if host.last_at is None else now - host.last_at
+        self.state.count(host.name, kept, gap, host.delay_s, host.waited_s)
+        host.waited_s = 0.0
+        host.last_at = now
+        host.ready_at = now + gap
+        if host.active < self.options.per_host:
+            self._wait(host)
+
+    def gap(self, host: Host) -> float:
+        """Return the seconds from one request of a host to the next."""
+        return max(self.options.gap_s, host.delay_s, self.options.throttle * host.latency_s)
+
+    # Errands
+
+    def _started_errand(self, host: Host, now: float) -> Job | None:
+        errand = host.errand
+        if errand is None or errand.running or host.active:
+            return None  # it ends first; `done` lets the host wait again
+        errand.running = True
+        self._start(host, now)
+        return Job(0, errand.url, errand.kind, errand_of=host.name)
+
+    def errand_done(self, name: str, status: int, body: bytes, location: str, now: float) -> None:
+        """Take in the answer to an errand.
+
+        Args:
+            name: of the host.
+            status: of HTTP, 0 where there was no answer.
+            body: of the answer; without one the kind of failure, which then holds for the whole origin.
+            location: absolute address that a redirect names, else empty.
+            now: time.
+        """
+        host = self.hosts[name]
+        errand = host.errand
+        assert errand is not None
+        errand.running = False
+        errand.attempts += 1
+        hopeless = status == 0 and body.decode() not in TRANSIENT
+        unreachable = (not 200 <= status < 500 or status == 429) and not hopeless
+        if location and errand.hops < MAX_ROBOTS_HOPS:
+            errand.url, errand.hops, errand.attempts = location, errand.hops + 1, 0
+        elif unreachable and errand.kind == ROBOTS and not location and errand.attempts < self.options.attempts:
+            host.ready_at = max(host.ready_at, now + self.backoff(errand.attempts))
+        else:
+            self._errand_step(host, errand, 404 if location else status, body, now)
+        self.finished(name, now, None)
+
+    def _errand_step(self, host: Host, errand: Errand, status: int, body: bytes, now: float) -> None:
+        """Go on from robots.txt to tdmrep.json, and from there to the host's pages."""
+        if errand.kind == ROBOTS:
+            errand.status, errand.robots = status, body
+            site = read_site(status, body, b"", self.options.agent)
+            url = errand.origin + TDM_PATH
+            if self.options.opt_outs and not site.forbids(url, self.options.agent):
+                errand.url, errand.kind, errand.hops, errand.attempts = url, TDM, 0, 0
+                self._learn(host, errand.origin, status, body, b"")  # the delay holds from now on
+                return
+            body = b""
+        tdm = body if 200 <= status < 300 and errand.kind == TDM else b""
+        self.state.keep_site(errand.origin, now, errand.status, errand.robots, tdm)
+        self._learn(host, errand.origin, errand.status, errand.robots, tdm)
+        host.errand = None
+
+    # Learning from answers
+
+    def finished(self, name: str, now: float, latency_s: float | None, wait_s: float = 0.0) -> None:
+        """Note that a request of a host has ended.
+
+        Args:
+            name: of the host.
+            now: time.
+            latency_s: from the request to the end of the answer, None where there was none.
+            wait_s: what the server asks us to wait.
+        """
+        host = self.hosts[name]
+        host.active -= 1
+        self.active -= 1
+        if latency_s is not None:
+            host.latency_s = max(latency_s, (host.latency_s + latency_s) * _SMOOTHING)
+        started = host.last_at if host.last_at is not None else now
+        host.ready_at = max(host.ready_at, started + self.gap(host), now + wait_s)
+        host.waited_s += wait_s
+        self._wait(host)
+
+    def backoff(self, attempts: int) -> float:
+        """Return the seconds before another attempt: `wait_s`, and twice as long each time."""
+        return float(min(self.options.max_wait_s, self.options.wait_s * 2 ** min(attempts - 1, _MAX_BACKOFFS)))
+
+    def wait_of(self, kind: str, retry_after_s: float | None, attempts: int) -> float:
+        """Return how long a host is left alone after a failure: as long as it asks for, up to `max_wait_s`."""
+        if kind not in WAITING:
+            return 0.0
+        asked = retry_after_s if retry_after_s is not None else self.backoff(attempts)
+        return min(asked, self.options.max_wait_s)

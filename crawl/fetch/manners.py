@@ -1,0 +1,154 @@
+"""What a site asks of crawlers: robots.txt, opt-outs in headers and pages, TDM reservations, how long to wait."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+from urllib.parse import urlsplit
+
+from protego import Protego
+
+MAX_ROBOTS_BYTES = 500 * 2**10  # RFC 9309, 2.5: parsed at least so far
+MAX_ROBOTS_HOPS = 5  # RFC 9309, 2.3.1.2: redirects followed at least so often
+ROBOTS_AGE_S = 24 * 3600.0  # RFC 9309, 2.4: not used longer
+TDM_PATH = "/.well-known/tdmrep.json"
+# Directives that keep a picture out, of X-Robots-Tag and meta robots alike.
+CLOSING = ("noimageai", "noai", "noimageindex", "noindex", "none")
+_EVERYBODY = ("robots", "")
+_AGENT = re.compile(r"([A-Za-z][\w-]*)\s*:\s*(.*)", re.S)
+_VALUED = ("unavailable_after", "max-snippet", "max-image-preview", "max-video-preview")  # not names of agents
+
+
+@dataclass
+class Site:
+    """What one origin asks of us."""
+
+    robots: Protego | None = None  # None: nothing is forbidden
+    closed: str = ""  # robots.txt is out of order, so everything is forbidden: the kind of failure
+    delay_s: float = 0.0  # crawl-delay
+    sitemaps: tuple[str, ...] = ()
+    reservations: list[tuple[re.Pattern[str], bool]] = field(default_factory=list)  # of tdmrep.json, first match counts
+
+    def forbids(self, url: str, agent: str) -> str:
+        """Return the reason why an address is not asked for, or nothing."""
+        if self.closed:
+            return self.closed
+        if self.robots is not None and not self.robots.can_fetch(url, agent):
+            return "robots"
+        parts = urlsplit(url)
+        path = parts.path + (f"?{parts.query}" if parts.query else "")
+        for pattern, reserved in self.reservations:
+            if pattern.match(path):
+                return "tdm_reserved" if reserved else ""
+        return ""
+
+
+def read_site(status: int, robots: bytes, tdm: bytes, agent: str) -> Site:
+    """Make a policy of what a site answered.
+
+    Args:
+        status: of robots.txt; 0 where there was no answer. 2xx counts, 4xx means that there are no rules, anything
+            else (429, too, which says nothing about rules) closes the site.
+        robots: body of robots.txt; without an answer the kind of failure.
+        tdm: body of tdmrep.json, empty where there is none.
+        agent: our product name.
+    """
+    site = Site(reservations=read_reservations(tdm))
+    if 200 <= status < 300:
+        site.robots = Protego.parse(robots[:MAX_ROBOTS_BYTES].decode("utf-8-sig", "replace"))
+        rate = site.robots.request_rate(agent)
+        site.delay_s = max(site.robots.crawl_delay(agent) or 0.0, rate.seconds / rate.requests if rate else 0.0)
+        site.sitemaps = tuple(site.robots.sitemaps)
+    elif not 400 <= status < 500 or status == 429:
+        site.closed = (robots.decode() if status == 0 else "") or "robots_unreachable"
+    return site
+
+
+def read_reservations(text: bytes) -> list[tuple[re.Pattern[str], bool]]:
+    """Read tdmrep.json: patterns of paths in order, and whether they are reserved. What cannot be read says nothing."""
+    try:
+        rules = json.loads(text) if text else []
+    except (ValueError, RecursionError):
+        return []
+    rules = rules if isinstance(rules, list) else [rules]
+    return [
+        (_path_pattern(rule["location"]), str(rule.get("tdm-reservation")) == "1")
+        for rule in rules
+        if isinstance(rule, dict) and isinstance(rule.get("location"), str)
+    ]
+
+
+def _path_pattern(location: str) -> re.Pattern[str]:
+    """Translate a pattern as robots.txt has them: `*` is anything, `$` the end, otherwise a prefix."""
+    body, end = (location[:-1], "$") if location.endswith("$") else (location, "")
+    body = re.sub(r"\*+", "*", body)
+    return re.compile(".*".join(map(re.escape, body.split("*"))) + end)
+
+
+def opted_out(directives: Iterable[tuple[str, str]], agent: str) -> str:
+    """Return the first directive that keeps pictures out, or nothing.
+
+    Args:
+        directives: name of the agent meant (`robots` or nothing: all) and what it is told, with commas.
+        agent: our product name.
+    """
+    told: set[str] = set()
+    for name, text in directives:
+        if name.lower() in (*_EVERYBODY, agent.lower()):
+            told.update(word.strip().lower() for word in text.split(","))
+    return next((word for word in CLOSING if word in told), "")
+
+
+def forbids_following(directives: Iterable[tuple[str, str]], agent: str) -> bool:
+    """Say whether a page asks that its links are not followed."""
+    meant = [text for name, text in directives if name.lower() in (*_EVERYBODY, agent.lower())]
+    return bool({"nofollow", "none"} & {word.strip().lower() for text in meant for word in text.split(",")})
+
+
+def robots_tags(values: Sequence[str]) -> list[tuple[str, str]]:
+    """Split X-Robots-Tag headers into agent and directives; a name holds until the next one in the same header."""
+    found: list[tuple[str, str]] = []
+    for value in values:
+        agent = ""
+        for part in value.split(","):
+            named = _AGENT.fullmatch(part.strip())
+            if named and named.group(1).lower() not in _VALUED:
+                agent, part = named.group(1), named.group(2)
+            found.append((agent, part.strip()))
+    return found
+
+
+def header_opt_out(headers: Mapping[str, Sequence[str]], agent: str) -> str:
+    """Return why headers keep a picture or a page out, or nothing.
+
+    Args:
+        headers: lower-case name -> values.
+        agent: our product name.
+    """
+    if (directive := opted_out(robots_tags(headers.get("x-robots-tag", ())), agent)) != "":
+        return directive
+    reserved = any(value.strip() == "1" for value in headers.get("tdm-reservation", ()))
+    return "tdm_reserved" if reserved else ""
+
+
+def retry_after_s(value: str, now: float) -> float | None:
+    """Read Retry-After, seconds or a date; None where it is neither.
+
+    Args:
+        value: of the header.
+        now: seconds since 1970.
+    """
+    text = value.strip()
+    if re.fullmatch(r"\d{1,9}(\.\d{1,9})?", text):
+        return float(text)
+    try:
+        moment: Any = parsedate_to_datetime(text)
+    except (ValueError, TypeError, IndexError):
+        return None
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return max(0.0, float((moment - datetime.fromtimestamp(now, UTC)).total_seconds()))

@@ -1,0 +1,140 @@
+"""The collecting side of a crawl's database: what was fetched, in the order in which it came, until it is in shards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from crawl.fetch.found import PICTURE, About
+from crawl.fetch.state import DONE, FAILED, REFUSED, TODO, get_meta, opened, set_meta, transaction
+
+_PIECE = 64  # rows that are read at a time, with their bytes
+_COLUMNS = "seq, outbox.url, urls.url, about, fetched_at, outbox.image_id, outbox.reason, outbox.detail, body"
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """One row of the outbox."""
+
+    seq: int
+    url_id: int
+    url: str
+    about: About
+    fetched_at: str
+    image_id: str  # of bytes that went before, empty where there are bytes here
+    reason: str  # why there are none
+    detail: str
+    body: bytes
+
+
+class Outbox:
+    """What was fetched and is not yet in a committed shard.
+
+    A pass is one go through a crawl: the first, and one for each retry or refresh. Its parcels are numbered from 1 on.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.db = opened(path)
+        self._verdicts: list[tuple[int, str, str, int]] = []
+
+    def close(self) -> None:
+        """Close the database."""
+        self.db.close()
+
+    @property
+    def number(self) -> int:
+        """Number of the pass that is under way, or that ended last."""
+        return get_meta(self.db, "pass", 1)
+
+    @property
+    def is_sealed(self) -> bool:
+        """Say whether the pass went into the collection to its end."""
+        return get_meta(self.db, "sealed") == self.number
+
+    @property
+    def base(self) -> int:
+        """Sequence number before the first parcel of the pass."""
+        return get_meta(self.db, "base")
+
+    def begin_pass(self, reasons: Iterable[str] = (), refresh: bool = False) -> int:
+        """Begin another pass over what failed or was refused for a reason, or over everything that was done.
+
+        Returns:
+            The number of addresses to ask again; where there are none no pass begins.
+        """
+        wanted = sorted(set(reasons))
+        marks = ",".join("?" * len(wanted))
+        chosen = f"((state IN ({FAILED}, {REFUSED})) AND reason IN ({marks}))"
+        chosen += f" OR state = {DONE}" if refresh else ""
+        with transaction(self.db):
+            changed = self.db.execute(
+                f"UPDATE urls SET state = {TODO}, attempts = 0, not_before = 0, reason = '', detail = '', "  # noqa: S608
+                f"target = NULL, etag = iif(image_id IS NULL AND kind = {PICTURE}, NULL, etag), "
+                f"modified = iif(image_id IS NULL AND kind = {PICTURE}, NULL, modified) WHERE {chosen}",
+                wanted,
+            ).rowcount
+            if changed:
+                self.db.execute("DELETE FROM origins WHERE status NOT BETWEEN 200 AND 499")
+                set_meta(self.db, "pass", self.number + 1)
+                set_meta(self.db, "base", self._last())
+        return int(changed)
+
+    def parcels(self, start: int) -> Iterator[Parcel]:
+        """Yield what lies there now of the pass, from number `start` on (0 is the first)."""
+        after = self.base + start
+        while True:
+            rows = self.db.execute(
+                f"SELECT {_COLUMNS} FROM outbox JOIN urls ON urls.id = outbox.url WHERE seq > ? "  # noqa: S608
+                "ORDER BY seq LIMIT ?",
+                (after, _PIECE),
+            ).fetchall()
+            for seq, url_id, url, about, fetched_at, image_id, reason, detail, body in rows:
+                about = About.from_json(about)
+                yield Parcel(
+                    seq, url_id, url, about, fetched_at, image_id or "", reason or "", detail or "", body or b""
+                )
+                after = seq
+            if not rows:
+                return
+
+    def is_dropped(self, start: int) -> bool:
+        """Say whether parcels from number `start` on were dropped, because they lay in shards."""
+        return get_meta(self.db, "dropped") > self.base + start
+
+    def reason_of(self, url_id: int) -> tuple[str, str]:
+        """Return why the gate refused the picture of an address earlier, empty texts where it did not."""
+        row = self.db.execute("SELECT state, reason, detail FROM urls WHERE id = ?", (url_id,)).fetchone()
+        return (row[1], row[2]) if row[0] == REFUSED else ("", "")
+
+    def note(self, url_id: int, reason: str, detail: str) -> None:
+        """Remember what the gate refused, to be written down before the next shard is committed."""
+        self._verdicts.append((REFUSED, reason, detail, url_id))
+
+    def write_down(self, taken: int) -> None:
+        """Write the verdicts down, and how many parcels were taken out."""
+        with transaction(self.db):
+            self.db.executemany("UPDATE urls SET state = ?, reason = ?, detail = ? WHERE id = ?", self._verdicts)
+            set_meta(self.db, "taken", self.base + taken)
+        self._verdicts.clear()
+
+    def drop(self, count: int) -> None:
+        """Drop the first parcels of the pass, which lie in committed shards."""
+        last = self.base + count
+        if last <= get_meta(self.db, "dropped"):
+            return
+        with transaction(self.db):
+            self.db.execute("DELETE FROM outbox WHERE seq <= ?", (last,))
+            set_meta(self.db, "dropped", last)
+
+    def seal(self) -> None:
+        """Note that the pass went into the collection to its end, and drop what is left of it."""
+        with transaction(self.db):
+            self.db.execute("DELETE FROM outbox")
+            set_meta(self.db, "dropped", self._last())
+            set_meta(self.db, "taken", self._last())
+            set_meta(self.db, "sealed", self.number)
+
+    def _last(self) -> int:
+        row = self.db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'outbox'").fetchone()
+        return int(row[0]) if row else 0

@@ -1,0 +1,79 @@
+"""The fetching process, seen from the collecting one: what it is told, how it starts, how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from configs.artifacts import ArtifactError
+from crawl.config import SOURCES, FetchOptions, SourceConfig
+
+GRACE_S = 4.0  # for answers that are on their way when the process is asked to end
+_ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a fetching process needs to know."""
+
+    database: str
+    options: FetchOptions
+    source: SourceConfig
+
+    def as_json(self) -> str:
+        """Return it as one line."""
+        return json.dumps(asdict(self))
+
+    @staticmethod
+    def from_json(told: dict[str, Any]) -> Order:
+        """Read it back."""
+        kinds = {kind.name: kind for kind in SOURCES}
+        source = kinds[told["source"]["name"]](**told["source"])
+        return Order(told["database"], FetchOptions(**told["options"]), source)
+
+
+class FetchProcess:
+    """A process that fetches until nothing is left to do; it ends when this object is told to, or this process dies."""
+
+    def __init__(self, order: Order) -> None:
+        path = os.pathsep.join([str(_ROOT), *filter(None, sys.path)])
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "crawl.fetch"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": path},
+            process_group=0,  # Ctrl-C goes to the parent alone, which then ends this one
+        )
+        assert self._process.stdin is not None
+        self._process.stdin.write(order.as_json().encode() + b"\n")
+        self._process.stdin.flush()
+
+    @property
+    def is_running(self) -> bool:
+        """Say whether it still fetches.
+
+        Raises:
+            ArtifactError: it ended with an error, which it has printed.
+        """
+        code = self._process.poll()
+        if code:
+            raise ArtifactError(
+                f"the fetching process ended with code {code}; what was fetched is kept, run the same command again"
+            )
+        return code is None
+
+    def stop(self) -> None:
+        """Let answers come in that are on their way, for seconds, and end it."""
+        assert self._process.stdin is not None
+        if not self._process.stdin.closed:
+            self._process.stdin.close()
+        try:
+            self._process.wait(timeout=2 * GRACE_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()

@@ -1,0 +1,269 @@
+"""The Scrapy spider: asks what the frontier hands out, and writes down what became of it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import AsyncIterator
+from itertools import islice
+from typing import Any
+
+from scrapy import Request, Spider
+from scrapy.core.scheduler import BaseScheduler
+from scrapy.http import Response
+from scrapy.utils.defer import maybe_deferred_to_future
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+
+from crawl.config import FetchOptions
+from crawl.fetch.codings import ACCEPTED
+from crawl.fetch.faults import TRANSIENT, Fault, Refusal
+from crawl.fetch.found import API, PICTURE, SITEMAP, Answer, Entry, Finder
+from crawl.fetch.frontier import ROBOTS, Frontier
+from crawl.fetch.manners import header_opt_out, retry_after_s
+from crawl.fetch.state import Answered, Job, State, get_meta
+from crawl.fetch.urls import BadUrl, canonical, origin_of
+from crawl.records import image_id_of
+
+log = logging.getLogger(__name__)
+
+LIST_AHEAD = 20_000  # addresses of a list that wait in the database
+LIST_PIECE = 500
+MAX_ROBOTS_BYTES = 4 * 2**20  # that come; of these fewer are read
+MAX_SITEMAP_BYTES = 50 * 2**20  # sitemaps.org's own limit
+POLL_S = 1.0  # between two looks at what waits for the gate
+_OK = (200, 203)
+_MOVED = (301, 302, 303, 307, 308)
+_ACCEPT = {PICTURE: "image/*,*/*;q=0.5", API: "application/json"}
+
+
+class Line(BaseScheduler):
+    """Scrapy's queue, which holds nothing: whose turn it is the frontier has decided already."""
+
+    def __init__(self) -> None:
+        self._requests: list[Request] = []
+
+    def has_pending_requests(self) -> bool:
+        """Say whether a request waits."""
+        return bool(self._requests)
+
+    def enqueue_request(self, request: Request) -> bool:
+        """Take a request in."""
+        self._requests.append(request)
+        return True
+
+    def next_request(self) -> Request | None:
+        """Hand it on."""
+        return self._requests.pop(0) if self._requests else None
+
+
+class Fetcher(Spider):
+    """Runs one crawl until nothing is left to do, or until it is asked to stop."""
+
+    name = "tagtower"
+
+    def __init__(self, state: State, options: FetchOptions, finder: Finder, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.crawl = state
+        self.options = options
+        self.finder = finder
+        self.frontier = Frontier(state, options)
+        self.stopping = False
+        self._paused_at = -POLL_S
+        self._full = False
+        self._sleeping: Deferred[None] | None = None
+        self._position = get_meta(state.db, "position")
+        self._listed = bool(get_meta(state.db, "listed"))
+        self._entries = None if self._listed else finder.entries(self._position)
+        self._ahead = state.num_to_do()
+
+    # Handing out
+
+    async def start(self) -> AsyncIterator[Request]:
+        """Yield one request after another, waiting until some host may be asked again."""
+        while not self.stopping:
+            self._list_more()
+            job = self._next()
+            if job is not None:
+                yield self._request(job)
+            elif self._listed and self.frontier.is_empty():
+                return
+            else:
+                await self._sleep()
+
+    def stop(self) -> None:
+        """Hand out nothing more; the crawl ends with the last answer that is on its way."""
+        self.stopping = True
+        self.wake()
+
+    def wake(self) -> None:
+        """Look again what may be asked."""
+        sleeping, self._sleeping = self._sleeping, None
+        if sleeping is not None:
+            sleeping.callback(None)
+
+    async def _sleep(self) -> None:
+        from twisted.internet import reactor as installed
+
+        reactor: Any = installed
+        at = self.frontier.ready_at()
+        seconds = POLL_S if at is None or self._full else min(POLL_S, max(0.0, at - time.time()))
+        self._sleeping = Deferred()
+        timer = reactor.callLater(seconds, self.wake)
+        await maybe_deferred_to_future(self._sleeping)
+        if timer.active():
+            timer.cancel()
+
+    def _list_more(self) -> None:
+        if self._entries is None or self._ahead >= LIST_AHEAD:
+            return
+        piece: list[Entry] = list(islice(self._entries, LIST_PIECE))
+        self._listed = len(piece) < LIST_PIECE
+        self.crawl.add_entries(piece, self._position, self._listed)
+        self._position += len(piece)
+        self._ahead += len(piece)
+        if self._listed:
+            self._entries = None
+
+    def _next(self) -> Job | None:
+        if self.frontier.active >= self.options.concurrent or self._is_full():
+            return None
+        job = self.frontier.next(time.time())
+        self._ahead -= job is not None and not job.errand_of
+        return job
+
+    def _is_full(self) -> bool:
+        """Say whether more pictures wait for the gate than may."""
+        if time.monotonic() - self._paused_at >= POLL_S:
+            self._paused_at = time.monotonic()
+            self._full = self.crawl.waiting_bytes() > self.options.spool_mb * 2**20
+        return self._full
+
+    def _request(self, job: Job) -> Request:
+        url, headers = self.finder.asked_as(job.url) if job.kind == API else (job.url, {})
+        headers = {"User-Agent": self.options.user_agent, "Accept": _ACCEPT.get(job.kind, "*/*"), **headers}
+        headers["Accept-Encoding"] = "identity" if job.kind == PICTURE else ACCEPTED
+        if job.etag:
+            headers["If-None-Match"] = job.etag
+        if job.modified:
+            headers["If-Modified-Since"] = job.modified
+        limits = {PICTURE: self.options.max_bytes, SITEMAP: MAX_SITEMAP_BYTES, ROBOTS: MAX_ROBOTS_BYTES}
+        limit = limits.get(job.kind, self.options.max_page_bytes)
+        meta = {"job": job, "started": time.time(), "max_bytes": limit}
+        return Request(url, headers=headers, meta=meta, callback=self.answered, errback=self.broken, dont_filter=True)
+
+    # Writing down
+
+    def answered(self, response: Response) -> None:
+        """Take in an answer."""
+        assert response.request is not None
+        job: Job = response.request.meta["job"]
+        if job.errand_of:
+            self._errand_answered(job, response)
+            return
+        wait_s = 0.0
+        try:
+            self._take(job, response)
+        except Fault as fault:
+            wait_s = self._not_usable(job, fault, response)
+        self._finished(job, response.request, wait_s)
+
+    def broken(self, failure: Failure) -> None:
+        """Take in that there is no answer."""
+        request: Request = failure.request  # type: ignore[attr-defined]
+        job: Job = request.meta["job"]
+        fault = failure.value
+        if not isinstance(fault, Fault):
+            failure.raiseException()
+        if job.errand_of:
+            self.frontier.errand_done(job.errand_of, 0, fault.kind.encode(), "", time.time())
+            self.wake()
+            return
+        self._not_usable(job, fault, None)
+        self._finished(job, request, 0.0, answered=False)
+
+    def _finished(self, job: Job, request: Request, wait_s: float, answered: bool = True) -> None:
+        now = time.time()
+        latency = now - request.meta["started"] if answered else None
+        self.frontier.finished(job.host, now, latency, wait_s)
+        self.wake()
+
+    def _not_usable(self, job: Job, fault: Fault, response: Response | None) -> float:
+        """Write a fault down; return how long its host asks to be left alone."""
+        status = response.status if response is not None else 0
+        if isinstance(fault, Refusal):
+            self.crawl.refuse(job, fault.kind, fault.detail, status)
+            return 0.0
+        now, attempts = time.time(), job.attempts + 1
+        given = response.headers.get("Retry-After") if response is not None else None
+        asked = retry_after_s(given.decode("latin-1"), now) if given else None
+        wait_s = self.frontier.wait_of(fault.kind, asked, attempts)
+        again = fault.kind in TRANSIENT and attempts < self.options.attempts
+        delay = wait_s if wait_s else self.frontier.backoff(attempts)
+        self.crawl.fail(job, fault.kind, fault.detail, status, now + delay if again else None)
+        return wait_s
+
+    def _errand_answered(self, job: Job, response: Response) -> None:
+        location = ""
+        status = response.status
+        if status in _MOVED:
+            try:
+                location = self._location(job, response)
+            except (BadUrl, Fault):
+                status = 404  # it leads nowhere, so there is none
+        self.frontier.errand_done(job.errand_of, status, response.body, location, time.time())
+        self.wake()
+
+    @staticmethod
+    def _location(job: Job, response: Response) -> str:
+        location = response.headers.get("Location")
+        if not location:
+            raise Fault("bad_redirect", "no Location")
+        return canonical(location.decode("utf-8", "replace"), job.url)
+
+    def _take(self, job: Job, response: Response) -> None:
+        if response.status == 304 and (job.etag or job.modified):
+            self.crawl.finish_unchanged(job)
+        elif response.status in _MOVED:
+            self._move(job, response)
+        elif response.status not in _OK:
+            raise Fault(f"status_{response.status}")
+        elif job.kind == PICTURE:
+            self._take_picture(job, response)
+        else:
+            self._take_page(job, response)
+
+    def _move(self, job: Job, response: Response) -> None:
+        try:
+            url = self._location(job, response)
+        except BadUrl as bad:
+            raise Refusal(bad.reason, f"redirect to {bad.url}") from None
+        if job.kind == API and origin_of(url) != origin_of(job.url):
+            raise Refusal("redirect_origin", f"redirect to {url}"[:200])  # its key is for one origin alone
+        self.crawl.move(job, url, response.status)
+
+    def _take_picture(self, job: Job, response: Response) -> None:
+        if self.options.opt_outs and (directive := header_opt_out(_headers(response), self.options.agent)):
+            raise Refusal(directive, "by a header of the picture")
+        self.crawl.finish_picture(job, image_id_of(response.body), response.body, _answered(response))
+
+    def _take_page(self, job: Job, response: Response) -> None:
+        headers = _headers(response)
+        found = self.finder.read(Answer(job.url, job.kind, headers, response.body))
+        out = (header_opt_out(headers, self.options.agent) or found.opt_out) if self.options.opt_outs else ""
+        entries: list[Entry] = [] if out else [*found.pictures, *found.refused]
+        if not (self.options.opt_outs and (found.nofollow or out == "tdm_reserved")):
+            entries += found.links
+        self.crawl.finish_page(job, entries, _answered(response), out)
+
+
+def _headers(response: Response) -> dict[str, list[str]]:
+    return {
+        name.decode("latin-1").lower(): [value.decode("latin-1") for value in values]
+        for name, values in response.headers.items()
+    }
+
+
+def _answered(response: Response) -> Answered:
+    etag, modified = response.headers.get("ETag") or b"", response.headers.get("Last-Modified") or b""
+    return Answered(response.status, etag.decode("latin-1"), modified.decode("latin-1"))

@@ -1,0 +1,141 @@
+"""Sources of the network: a process fetches, a database keeps what became of every address, the gate takes from it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+from configs.artifacts import ArtifactError, digest
+from crawl.config import CrawlConfig, SitemapSource, SourceConfig, UrlsSource, WebSource
+from crawl.fetch.faults import TRANSIENT
+from crawl.fetch.found import Finder
+from crawl.fetch.outbox import Outbox, Parcel
+from crawl.fetch.process import FetchProcess, Order
+from crawl.ingest import TRANSIENT as TRANSIENT_AT_THE_GATE
+from crawl.sources.item import Source, SourceItem, Unreadable
+
+DATABASE = "state.sqlite"
+_POLL_S = 0.05
+_NOTED_EVERY = 100  # items
+
+
+def open_finder(config: SourceConfig, agent: str) -> Finder:
+    """Return what reads the pages, sitemaps, lists or API answers of a source; nothing is asked yet.
+
+    Args:
+        config: of the source.
+        agent: our product name, which pages may address.
+    """
+    from crawl.sources.sitemap import Sitemap  # with lxml, which only the fetching process needs
+    from crawl.sources.url_list import UrlList
+    from crawl.sources.web import Web
+
+    if isinstance(config, SitemapSource):
+        return Sitemap(config, agent)
+    if isinstance(config, WebSource):
+        return Web(config, agent)
+    if isinstance(config, UrlsSource):
+        return UrlList(config)
+    raise TypeError(f"no finder reads a {type(config).__name__}")
+
+
+def crawl_directory(cfg: CrawlConfig) -> Path:
+    """Return where the state of a crawl lies: one directory for each source as configured."""
+    return cfg.paths.artifact("crawls") / f"{cfg.source.name}-{digest(asdict(cfg.source))[:8]}"
+
+
+class Network(Source):
+    """Yields what a crawl fetched in the order in which it came, while it is still fetching."""
+
+    keeps_state = True
+
+    def __init__(self, cfg: CrawlConfig) -> None:
+        if not cfg.fetch.contact:
+            raise ArtifactError(
+                "fetch.contact is empty: give a page or mailbox where site owners reach you, "
+                "such as fetch.contact=https://example.org/crawler"
+            )
+        open_finder(cfg.source, cfg.fetch.agent)  # complains here where it has to
+        self.cfg = cfg
+        self.directory = crawl_directory(cfg)
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self.outbox = Outbox(self.directory / DATABASE)
+        self._process: FetchProcess | None = None
+        self._taken = 0
+
+    def begin(self, retry: str, refresh: bool) -> None:
+        """Begin another pass where one is asked for and the last one is in the collection."""
+        if not (retry or refresh) or not self.outbox.is_sealed:
+            return
+        kinds = {*TRANSIENT, *map(str, TRANSIENT_AT_THE_GATE)} if retry == "true" else set(retry.split(",")) - {""}
+        self.outbox.begin_pass(kinds, refresh)
+
+    def fingerprint(self) -> str:
+        """Digest of the source and of the pass over it."""
+        return digest([asdict(self.cfg.source), self.outbox.number])
+
+    def items(self, start: int = 0) -> Iterator[SourceItem]:
+        """Yield what was fetched from number `start` on, and what comes until nothing is left to fetch."""
+        if self.outbox.is_dropped(start):
+            raise ArtifactError(
+                f"'{self.directory}' holds a crawl whose pictures went into a collection that is not there any more. "
+                "Put the collection back, or delete that directory to crawl anew."
+            )
+        self.outbox.drop(start)  # a kill may have come between the commit of a shard and this
+        self._taken = start
+        self._process = FetchProcess(Order(str(self.directory / DATABASE), self.cfg.fetch, self.cfg.source))
+        while True:
+            running = self._process.is_running  # asked first: what it sent before its end is read below
+            for parcel in self.outbox.parcels(self._taken):
+                self._taken += 1
+                yield self._item(parcel)
+            if not running:
+                return
+            time.sleep(_POLL_S)
+
+    def _item(self, parcel: Parcel) -> SourceItem:
+        about, problem = parcel.about, None
+        reason, detail = parcel.reason, parcel.detail
+        if parcel.image_id and not reason:
+            reason, detail = self.outbox.reason_of(parcel.url_id)
+        if reason:
+            problem = Unreadable(reason, detail)
+        provenance = {**about.provenance, "source_url": parcel.url, "fetched_at": parcel.fetched_at}
+        return SourceItem(
+            key=parcel.url,
+            data=parcel.body,
+            problem=problem,
+            tags=about.tags,
+            labels=about.labels,
+            provenance=provenance,
+            extra=about.extra,
+            image_id="" if problem else parcel.image_id,
+            ticket=parcel.url_id,
+        )
+
+    def filed(self, item: SourceItem, reason: str, detail: str) -> None:
+        """Keep what the gate refused, for the database."""
+        if reason and item.problem is None:
+            self.outbox.note(item.ticket, reason, detail)
+
+    def committing(self, taken: int) -> None:
+        """Write down what became of the items, before their shard is committed."""
+        self.outbox.write_down(taken)
+
+    def committed(self, taken: int) -> None:
+        """Drop what lies in shards now."""
+        self.outbox.drop(taken)
+
+    def sealed(self) -> None:
+        """Note that the pass is in the collection."""
+        if not self.outbox.is_sealed:
+            self.outbox.write_down(self._taken)
+            self.outbox.seal()
+
+    def end(self) -> None:
+        """End the fetching process, and close the database."""
+        if self._process is not None:
+            self._process.stop()
+        self.outbox.close()

@@ -1,0 +1,138 @@
+"""What a page says of its pictures for machines: JSON-LD, microdata and OpenGraph, by extruct."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from extruct.jsonld import JsonLdExtractor
+from extruct.opengraph import OpenGraphExtractor
+from extruct.w3cmicrodata import MicrodataExtractor
+
+from crawl.sources.page import Page
+
+MAX_NESTING = 40
+_PICTURE_TYPES = {"ImageObject", "Photograph", "Photo", "Painting", "VisualArtwork", "Drawing"}
+_ADDRESSES = ("contentUrl", "url", "@id")
+_PICTURES = ("image", "photo", "primaryImageOfPage", "associatedMedia")
+# What leads to people, firms and small versions, whose pictures are not meant.
+_ASIDE = {"logo", "publisher", "author", "creator", "thumbnail", "thumbnailUrl", "provider", "copyrightHolder", "brand"}
+
+
+@dataclass(frozen=True)
+class Described:
+    """A picture and what is said of it; empty where nothing is."""
+
+    url: str = ""
+    tags: tuple[str, ...] = ()
+    title: str = ""
+    caption: str = ""
+    licence: str = ""
+    author: str = ""
+
+
+def described_pictures(page: Page, separator: str) -> list[Described]:
+    """Return the pictures that a page describes: those of JSON-LD and microdata, else those of OpenGraph."""
+    nodes = [*_json_ld(page), *_microdata(page)]
+    found = [picture for node in nodes for picture in _pictures(node, Described(), separator, 0)]
+    return found or _open_graph(page)
+
+
+def _json_ld(page: Page) -> Iterator[Any]:
+    extractor = JsonLdExtractor()
+    for script in page.root.xpath("//script[@type='application/ld+json']"):
+        try:
+            yield from extractor.extract_items(script)
+        except (ValueError, RecursionError):  # one broken script says nothing of the others
+            continue
+
+
+def _microdata(page: Page) -> Iterator[Any]:
+    if page.root.xpath("boolean(//*[@itemscope])"):
+        yield from map(_as_json_ld, MicrodataExtractor().extract_items(page.root, page.base))
+
+
+def _as_json_ld(item: Any) -> Any:
+    if isinstance(item, list):
+        return [_as_json_ld(each) for each in item]
+    if not isinstance(item, dict) or "properties" not in item:
+        return item
+    return {"@type": item.get("type", ""), **{name: _as_json_ld(each) for name, each in item["properties"].items()}}
+
+
+def _pictures(node: Any, about: Described, separator: str, depth: int) -> Iterator[Described]:
+    """Yield the pictures in a node; what stands above holds for what says nothing itself."""
+    if isinstance(node, list) and depth <= MAX_NESTING:
+        for each in node:
+            yield from _pictures(each, about, separator, depth + 1)
+    if not isinstance(node, dict) or depth > MAX_NESTING:
+        return
+    about = _with(about, node, separator)
+    if _types(node) & _PICTURE_TYPES and (url := _first_text(node, _ADDRESSES)):
+        yield replace(about, url=url)
+    for name, value in node.items():
+        if name in _PICTURES:
+            yield from _pictures(_as_pictures(value), about, separator, depth + 1)
+        elif name not in _ASIDE:
+            yield from _pictures(value, about, separator, depth + 1)
+
+
+def _as_pictures(value: Any) -> list[Any]:
+    """Return what stands where pictures are meant as nodes of pictures."""
+    nodes = [
+        {"url": each} if isinstance(each, str) else each for each in (value if isinstance(value, list) else [value])
+    ]
+    return [{**each, "@type": "ImageObject"} if isinstance(each, dict) else each for each in nodes]
+
+
+def _with(about: Described, node: dict[str, Any], separator: str) -> Described:
+    return Described(
+        tags=tuple(_keywords(node.get("keywords"), separator)) or about.tags,
+        title=_first_text(node, ("name", "headline")) or about.title,
+        caption=_first_text(node, ("caption", "description")) or about.caption,
+        licence=_first_text(node, ("license", "acquireLicensePage")) or about.licence,
+        author=_first_text(node, ("author", "creator", "copyrightHolder", "creditText")) or about.author,
+    )
+
+
+def _types(node: dict[str, Any]) -> set[str]:
+    named = node.get("@type") or ""
+    return {str(each).rstrip("/").rpartition("/")[2] for each in (named if isinstance(named, list) else [named])}
+
+
+def _first_text(node: dict[str, Any], names: tuple[str, ...]) -> str:
+    for name in names:
+        value = node.get(name)
+        for each in value if isinstance(value, list) else [value]:
+            if isinstance(each, dict):
+                each = each.get("name") or each.get("url") or each.get("@id") or each.get("@value")
+            if isinstance(each, str) and each.strip():
+                return " ".join(each.split())
+    return ""
+
+
+def _keywords(value: Any, separator: str) -> Iterator[str]:
+    for each in value if isinstance(value, list) else [value]:
+        if isinstance(each, dict):
+            each = each.get("name") or each.get("@value") or each.get("termCode")
+        if isinstance(each, str):
+            yield from (" ".join(part.split()) for part in each.split(separator) if part.strip())
+
+
+def _open_graph(page: Page) -> list[Described]:
+    """Return what OpenGraph names; the picture of a whole site (`og:type` website) is not one of the page."""
+    properties = [pair for item in OpenGraphExtractor().extract_items(page.root) for pair in item["properties"]]
+    first = {name: value for name, value in reversed(properties)}
+    if first.get("og:type", "website").strip().lower() == "website":
+        return []
+    tags = tuple(" ".join(value.split()) for name, value in properties if name == "article:tag" and value.strip())
+    author = first.get("article:author", "")
+    about = Described(
+        tags=tags,
+        title=" ".join(first.get("og:title", "").split()),
+        caption=" ".join((first.get("og:image:alt") or first.get("og:description") or "").split()),
+        author="" if "://" in author else author,
+    )
+    urls = dict.fromkeys(value for name, value in properties if name in ("og:image", "og:image:url") and value.strip())
+    return [replace(about, url=url) for url in urls]

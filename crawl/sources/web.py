@@ -1,0 +1,202 @@
+"""Source `web`: pages followed from link to link, with pictures and what is said of them found by rules."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from configs.artifacts import ArtifactError
+from crawl.config import WebSource
+from crawl.fetch.found import About, Answer, Entry, Finder, Found, Link, Picture
+from crawl.fetch.manners import forbids_following, opted_out
+from crawl.fetch.urls import BadUrl, canonical, host_of
+from crawl.sources.item import clean_text
+from crawl.sources.largest import is_picture_file, versions
+from crawl.sources.page import Page, check_selector, text_of
+from crawl.sources.structured import Described, described_pictures
+
+SELECTORS = ("block", "picture", "tags", "title", "caption", "licence", "author")
+MAX_HTML_DEPTH = 256  # what libxml2 itself bears without being told to
+_FURNITURE = "ancestor::nav or ancestor::header[not(ancestor::article)] or ancestor::footer or ancestor::aside"
+_KEYWORDS = "//meta[translate(@name, 'KEYWORDS', 'keywords') = 'keywords' or @property = 'article:tag']"
+_TAG_LINKS = "a[rel~=tag]"
+_LICENCE = "//a[contains(concat(' ', @rel, ' '), ' license ')]/@href | //link[@rel = 'license']/@href"
+_AUTHOR = "//meta[@name = 'author'] | //a[@rel = 'author']"
+
+
+@dataclass(frozen=True)
+class _Common:
+    """What a page says of all its pictures."""
+
+    tags: tuple[str, ...]
+    title: str
+    licence: str
+    author: str
+
+
+class Web(Finder):
+    """Finds links and pictures in pages by the rules of a config, and by what pages describe themselves.
+
+    Args:
+        config: of the source.
+        agent: our product name, which meta elements may address.
+    """
+
+    def __init__(self, config: WebSource, agent: str) -> None:
+        self.config = config
+        self.agent = agent
+        try:
+            self.start = [canonical(url) for url in config.start]
+        except BadUrl as bad:
+            raise ArtifactError(
+                f"source.start has an address that cannot be asked for: {bad.url} ({bad.reason})"
+            ) from None
+        if not self.start:
+            raise ArtifactError("source.start is empty: give the addresses to begin with, source.start=[https://...]")
+        for key in SELECTORS:
+            if getattr(config, key):
+                check_selector(f"source.{key}", getattr(config, key))
+        for selector in config.follow:
+            check_selector("source.follow", selector)
+        self.hosts = [host.lower() for host in config.hosts] or sorted({host_of(url) for url in self.start})
+
+    def entries(self, start: int) -> Iterator[Entry]:
+        """Yield the pages to begin with."""
+        return islice((Link(url) for url in self.start), start, None)
+
+    def read(self, answer: Answer) -> Found:
+        """Find links and pictures in a page."""
+        page = Page(answer, MAX_HTML_DEPTH)
+        directives = page.directives()
+        found = Found(
+            opt_out="tdm_reserved" if page.is_reserved() else opted_out(directives, self.agent),
+            nofollow=forbids_following(directives, self.agent),
+        )
+        if re.search(self.config.page_match, page.url):
+            found.pictures = _united(self.pictures(page))
+        found.links = [Link(url) for url in dict.fromkeys(self.links(page))]
+        found.refused = page.refused
+        return found
+
+    # Links
+
+    def links(self, page: Page) -> Iterator[str]:
+        """Yield the pages to read after this one."""
+        elements = [element for selector in self.config.follow for element in page.select(selector)]
+        written = [each if isinstance(each, str) else each.get("href") or "" for each in elements]
+        for text in [*written, *page.refreshes()]:
+            url = page.address(text)
+            if url and self._may_follow(url):
+                yield url
+
+    def _may_follow(self, url: str) -> bool:
+        rules = self.config
+        host = host_of(url)
+        if not any(host == each or host.endswith(f".{each}") for each in self.hosts) or is_picture_file(url):
+            return False
+        skipped = rules.follow_skip and re.search(rules.follow_skip, url)
+        return not skipped and re.search(rules.follow_match, url) is not None
+
+    # Pictures
+
+    def pictures(self, page: Page) -> Iterator[Picture]:
+        """Yield the pictures of a page with what is said of them."""
+        rules = self.config
+        blocks = page.select(rules.block) if rules.block else [None]
+        for block in blocks:
+            for picture in self._of_block(page, block):
+                skipped = rules.picture_skip and re.search(rules.picture_skip, picture.url)
+                if not skipped and re.search(rules.picture_match, picture.url):
+                    yield picture
+
+    def _of_block(self, page: Page, block: Any) -> Iterator[Picture]:
+        common = self._common(page, block)
+        if self.config.picture:
+            chosen = page.select(self.config.picture, block)
+        elif self.config.structured and block is None and (described := described_pictures(page, self._separator)):
+            for each in described:
+                if url := page.address(each.url):
+                    yield Picture(url, self._about(page, block, common, each, url))
+            return
+        else:
+            chosen = _all_pictures(page, block)
+        for element in chosen:
+            if url := self._largest(page, element):
+                yield Picture(url, self._about(page, block, common, _said_beside(element), url))
+
+    def _largest(self, page: Page, element: Any) -> str:
+        refused_before = len(page.refused)
+        for text in versions(element):
+            if url := page.address(text):
+                del page.refused[refused_before:]  # a placeholder beside the picture itself
+                return url
+        return ""
+
+    @property
+    def _separator(self) -> str:
+        return self.config.tag_separator
+
+    def _common(self, page: Page, block: Any) -> _Common:
+        rules = self.config
+        whole = block is None
+        tags = self._split(page.texts(rules.tags, block)) if rules.tags else []
+        if not rules.tags:
+            tags = page.texts(_TAG_LINKS, block) + (self._split(page.texts(_KEYWORDS)) if whole else [])
+        return _Common(
+            tags=tuple(dict.fromkeys(map(clean_text, tags))),
+            title=_one(page, rules.title, block) or (_one(page, "title", None) if whole else ""),
+            licence=_one(page, rules.licence or _LICENCE, block if rules.licence else None),
+            author=_one(page, rules.author or _AUTHOR, block if rules.author else None),
+        )
+
+    def _split(self, texts: Iterable[str]) -> list[str]:
+        return [part.strip() for text in texts for part in text.split(self._separator) if part.strip()]
+
+    def _about(self, page: Page, block: Any, common: _Common, said: Described, url: str) -> About:
+        """Put together what a rule names, else what is said of the picture itself, else of the page."""
+        rules = self.config
+        caption = _one(page, rules.caption, block) if rules.caption else said.caption
+        provenance = {
+            "title": (common.title if rules.title else said.title) or common.title,
+            "caption": caption,
+            "licence": (common.licence if rules.licence else said.licence) or common.licence,
+            "author": (common.author if rules.author else said.author) or common.author,
+            "page_url": page.url,
+        }
+        given = {name: clean_text(text) for name, text in provenance.items() if text}
+        group = {"page": page.url, "author": given.get("author", ""), "host": host_of(url)}.get(rules.group, "")
+        tags = common.tags if rules.tags or not said.tags else tuple(map(clean_text, said.tags))
+        return About(tags=tags, provenance={**given, "group": group} if group else given)
+
+
+def _one(page: Page, selector: str, within: Any) -> str:
+    return next(iter(page.texts(selector, within)), "") if selector else ""
+
+
+def _all_pictures(page: Page, block: Any) -> list[Any]:
+    """Return the embedded pictures of a page that is not furniture, and links that lead to nothing but a picture."""
+    start = page.root if block is None else block
+    embedded = [each for each in start.xpath(".//img") if block is not None or not each.xpath(_FURNITURE)]
+    linked = [a for a in start.xpath(".//a[@href][not(.//img)]") if is_picture_file(a.get("href"))]
+    return [*embedded, *linked]
+
+
+def _said_beside(element: Any) -> Described:
+    """Return what stands in an element and in the figure around it."""
+    if isinstance(element, str):
+        return Described()
+    captions = [text_of(caption) for figure in element.iterancestors("figure") for caption in figure.iter("figcaption")]
+    caption = next(filter(None, captions), "") or text_of(element.get("alt") or "")
+    title = element.get("title") or (text_of(element) if element.tag == "a" else "")
+    return Described(title=text_of(title), caption=caption)
+
+
+def _united(pictures: Iterable[Picture]) -> list[Picture]:
+    """Unite what a page says of one picture in several places."""
+    mentions: dict[str, list[About]] = {}
+    for picture in pictures:
+        mentions.setdefault(picture.url, []).append(picture.about)
+    return [Picture(url, About.united(abouts)) for url, abouts in mentions.items()]
