@@ -9,6 +9,7 @@ import json
 import os
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from configs.compose import Paths
 from configs.generations import current_generation
 from crawl.records import Record
 from crawl.shards import RELATIONS_FILE, Collection
-from crawl.tags import normalise_tags
+from crawl.tags import normalise_tag
 from features.inverted_index import InvertedIndex
 from train.calibrated import CALIBRATION, Calibration, read_calibration
 
@@ -49,6 +50,8 @@ TOWERS = "towers.safetensors"
 QUALITY = "quality.npy"  # only where the run was evaluated
 TAG_VECTOR_FILES = ("vectors.npy", "known.npy")
 _ROWS_AT_ONCE = 8192  # more do not fit into the cache as float32
+
+_normalised = lru_cache(maxsize=2**16)(normalise_tag)  # the same tags come again and again
 
 
 def rank_postings(
@@ -124,7 +127,8 @@ def write_records(directory: Path, records: Iterable[Record]) -> None:
 
 
 def _record_lines(record: Record) -> bytes:
-    shown = [record.image_id, record.width, record.height, record.title, normalise_tags(record.tags)]
+    tags = sorted({normalised for tag in record.tags if (normalised := _normalised(tag))})
+    shown = [record.image_id, record.width, record.height, record.title, tags]
     whole = json.dumps(vars(record))  # numbers and half characters of `extra` that orjson refuses
     return orjson.dumps([*shown, record.author, record.licence]) + b"\n" + whole.encode() + b"\n"
 
