@@ -8,16 +8,17 @@ from flask import Flask, Response
 
 from configs.compose import Paths
 from serve import pages
-from serve.api import health, images, search, suggest
+from serve.api.documents import register_api
 from serve.api.errors import register_errors
-from serve.api.request_values import MAX_QUERY_CHARS, GetSearcher
+from serve.api.request_values import MAX_BODY_BYTES, MAX_QUERY_CHARS, GetSearcher
 from serve.encoders import Encoders
+from serve.metrics import register_metrics
 from serve.pages import shown
 from serve.pages.asked import Asked, replaced, search_url
 from serve.pages.quality import quality_url
-from serve.pages.rater import remember
 from serve.pages.search import heading_of
 from serve.query import query_for
+from serve.rater import remember
 from serve.searchers.base import Question
 from serve.thumbnails import Thumbnails
 
@@ -48,16 +49,16 @@ def create_app(searchers: Mapping[str, GetSearcher] | GetSearcher, paths: Paths 
     app = Flask(__name__)
     app.extensions["searchers"] = dict(searchers) if isinstance(searchers, Mapping) else {"": searchers}
     app.extensions["paths"] = paths or Paths()
+    app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
     app.extensions["thumbnails"] = Thumbnails()
     app.extensions["encoders"] = Encoders(app.extensions["paths"])
     app.register_blueprint(pages.bp)
-    for resource in (search.bp, suggest.bp, images.bp):
-        app.register_blueprint(resource, url_prefix="/api/v1")
-    app.register_blueprint(health.bp)
+    register_api(app)
     prepare_templates(app)
     app.after_request(remember)
     app.after_request(secure)
     register_errors(app)
+    register_metrics(app)
     return app
 
 

@@ -1,23 +1,33 @@
-"""`/health`: whether the server answers, and with which generation of which run."""
+"""`/health`, `/ready` and `/metrics`: whether the server lives, whether it answers, and how it does."""
 
 from __future__ import annotations
 
-from flask import Blueprint, jsonify
-from flask.typing import ResponseReturnValue
+from flask import Response
 
-from serve.api.request_values import current_searcher
+from serve import metrics
+from serve.api.replies import reply
+from serve.api.resource import Resource
+from serve.api.runs import served_runs
+from serve.api.shapes import Health, Ready
 
-bp = Blueprint("health", __name__)
+bp = Resource("health", __name__, "Operation")
 
 
-@bp.get("/health")
-def health() -> ResponseReturnValue:
-    """Name what is being served."""
-    searcher = current_searcher()
-    return jsonify(
-        status="ok",
-        run=searcher.run,
-        generation=searcher.generation,
-        num_images=searcher.num_images,
-        num_tags=searcher.num_tags,
-    )
+@bp.offers("/health", Health)
+def health() -> Response:
+    """Say that the server lives; nothing is searched."""
+    return reply(Health("ok"))
+
+
+@bp.offers("/ready", Ready, errors={503: "No generation can be opened"})
+def ready() -> Response:
+    """Name the generation of each run; an error where one has none that answers."""
+    return reply(Ready("ready", served_runs()))
+
+
+@bp.offers("/metrics", str)
+def scrape() -> Response:
+    """Return counts and latencies of all workers in the text format of Prometheus."""
+    response = Response(metrics.exposition(), content_type=metrics.CONTENT_TYPE)
+    response.headers["Cache-Control"] = "no-store"
+    return response

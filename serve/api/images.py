@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from flask import Response, abort
 
-from flask import Blueprint, abort, jsonify
-from flask.typing import ResponseReturnValue
-
+from serve.api.replies import reply, unchanged
 from serve.api.request_values import current_searcher
-from serve.api.search import hit_object
+from serve.api.resource import Resource
+from serve.api.search import RUN, hit_object
+from serve.api.shapes import ImageAnswer
 
-bp = Blueprint("images", __name__)
+OF_THE_QUESTION = ("score", "probability", "guess")  # fields of a hit that say nothing without one
+
+bp = Resource("images", __name__, "Images")
 
 
-@bp.get("/images/<image_id>")
-def image(image_id: str) -> ResponseReturnValue:
-    """Return the record of an image and the tags that the model would give it."""
-    details = current_searcher().details(image_id)
+@bp.offers("/images/<image_id>", ImageAnswer, RUN)
+def image(image_id: str) -> Response:
+    """Return the record of an image, and the tags that the model would give it."""
+    searcher = current_searcher(RUN.read())
+    if kept := unchanged(searcher):
+        return kept
+    details = searcher.details(image_id)
     if details is None:
         abort(404, no_such_image(image_id))
-    hit = hit_object(details.hit)
-    del hit["score"]  # there is no query to be scored against
-    return jsonify({**hit, "record": details.record, "predicted": [asdict(each) for each in details.predicted]})
+    hit = {name: value for name, value in hit_object(details.hit).items() if name not in OF_THE_QUESTION}
+    body = {
+        "run": searcher.run,
+        "generation": searcher.generation,
+        **hit,
+        "record": details.record,
+        "predicted": details.predicted,
+    }
+    return reply(body, searcher)
 
 
 def no_such_image(image_id: str) -> str:

@@ -14,9 +14,9 @@ from serve.api.request_values import current_searcher, query_argument
 from serve.judgements import TIE, Judgements, Vote
 from serve.pages.blueprint import bp
 from serve.pages.by_picture import refuse_foreign_forms
-from serve.pages.rater import rater
 from serve.pages.shown import runs_served
 from serve.query import QueryError, query_for
+from serve.rater import rater
 from serve.searchers.base import Answer, Question
 from serve.side_by_side import place
 
