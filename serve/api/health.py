@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from flask import Response
+import logging
 
+from flask import Response, abort
+
+from configs.artifacts import ArtifactError
 from serve import metrics
 from serve.api.replies import reply
 from serve.api.resource import Resource
 from serve.api.runs import served_runs
 from serve.api.shapes import Health, Ready
 
+log = logging.getLogger(__name__)
 bp = Resource("health", __name__, "Operation")
 
 
@@ -22,7 +26,11 @@ def health() -> Response:
 @bp.offers("/ready", Ready, errors={503: "No generation can be opened"})
 def ready() -> Response:
     """Name the generation of each run; an error where one has none that answers."""
-    return reply(Ready("ready", served_runs()))
+    try:
+        return reply(Ready("ready", served_runs()))
+    except (ArtifactError, OSError) as error:
+        log.error("not ready: %s", error)
+        abort(503, "A run that is served has no generation that can be opened")
 
 
 @bp.offers("/metrics", str)

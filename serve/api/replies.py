@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import binascii
 import hashlib
 import re
 import time
@@ -75,7 +74,7 @@ def offset_of(cursor: str, run: str) -> int:
         return 0
     try:
         found = _CURSOR.fullmatch(urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode())
-    except (binascii.Error, UnicodeDecodeError):
+    except ValueError:  # neither base64 nor UTF-8
         found = None
     if found is None or int(found[2]) > MAX_NUMBER:
         abort(400, f"cursor must be the `next` of an earlier answer, got {cursor[:40]!r}")
