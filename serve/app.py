@@ -17,6 +17,7 @@ from serve.pages import shown
 from serve.pages.asked import Asked, replaced, search_url
 from serve.pages.quality import quality_url
 from serve.pages.search import heading_of
+from serve.pages.why import Explanations
 from serve.query import query_for
 from serve.rater import remember
 from serve.searchers.base import Question
@@ -51,6 +52,7 @@ def create_app(searchers: Mapping[str, GetSearcher] | GetSearcher, paths: Paths 
     app.extensions["paths"] = paths or Paths()
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
     app.extensions["thumbnails"] = Thumbnails()
+    app.extensions["explanations"] = Explanations()
     app.extensions["encoders"] = Encoders(app.extensions["paths"])
     app.register_blueprint(pages.bp)
     register_api(app)

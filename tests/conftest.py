@@ -11,6 +11,7 @@ from features.build_index import build
 from features.config import IndexConfig, TagVectorsConfig, WordsConfig
 from features.embed_tags import embed
 from features.extract import extract
+from tests.browsing import browser, open_page, site  # noqa: F401 - fixtures
 from tests.synthetic import line, one_thread, trained  # noqa: F401 - fixtures
 from tests.tiny import QuickGate, crawl_config, histogram_config, write_tree
 

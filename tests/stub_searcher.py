@@ -11,12 +11,15 @@ from functools import cache
 import numpy as np
 from PIL import Image
 
+from serve.query import QueryError
 from serve.searchers.base import Answer, Clause, Hit, ImageDetails, Near, Question, ScoredTag, TagCount, TagOrder
 
 NUM_IMAGES = 120
 HOSTILE = "<script>alert(1)</script>"
 QUOTED = 'say "hi"'
 TAGS = ("animal", "dog", "traffic light", "猫", "كلب", HOSTILE, QUOTED, "beach")
+KINDS = ("drawing", "photo")
+WIDTH = 128  # of an embedding
 RATIOS = (1.0, 1.5, 0.67, 1.33, 0.75, 1.78, 0.4, 3.2, 1.21)
 
 
@@ -71,12 +74,13 @@ def written(tags: list[str]) -> str:
 
 
 class StubSearcher:
-    """Answers as a loaded generation would; `run` names it, to tell two of them apart."""
+    """Answers as a loaded generation would; `run` names it, and `turned` ranks from another row on."""
 
-    def __init__(self, run: str = "stub", num_images: int = NUM_IMAGES) -> None:
+    def __init__(self, run: str = "stub", num_images: int = NUM_IMAGES, turned: int = 0) -> None:
         self.run = run
         self.generation = f"{run}-0001"
         self.num_images = num_images
+        self.turned = turned
         self.rows = {image_id_of(row): row for row in range(num_images)}
         self.postings = {tag: [row for row in range(num_images) if tag in tags_of(row)] for tag in TAGS}
         self.num_tags = len(TAGS)
@@ -84,24 +88,41 @@ class StubSearcher:
     def count(self, tag: str) -> TagCount:
         return TagCount(tag, len(self.postings[tag]))
 
-    def hit(self, row: int, score: float) -> Hit:
+    def hit(self, row: int, score: float, guess: bool = False) -> Hit:
         width, height = size_of(row)
         title = f"Picture {row}" if row % 5 else f"{HOSTILE} {row}"
         author = "Ada Lovelace" if row % 3 else f"{HOSTILE} & a very long name of a studio that goes on and on"
-        return Hit(image_id_of(row), score, None, False, width, height, title, tags_of(row), author, "CC-BY-4.0")
+        return Hit(image_id_of(row), score, score, guess, width, height, title, tags_of(row), author, "CC-BY-4.0")
+
+    def score(self, row: int) -> float:
+        return 0.9 - ((row - self.turned) % self.num_images) / 200
 
     def search(self, question: Question) -> Answer:
+        """Answer a grammar of tags alone; guesses follow where 18 to 20 match, or a word begins with pup."""
+        if question.text.count("(") != question.text.count(")"):
+            raise QueryError("A bracket is not closed", question.text.index("("))
         words = parse(question.text)
         unknown = tuple(
-            Near(word, False, (self.count("dog"), self.count("traffic light")), (ScoredTag("animal", 0.71),))
+            Near(
+                word, word[:3] == "pup", (self.count("dog"), self.count("traffic light")), (ScoredTag("animal", 0.71),)
+            )
             for word in words
             if word not in self.postings
         )
         known = tuple(self.count(word) for word in words if word in self.postings)
-        if unknown or not known:
-            return Answer(written(words), known, unknown=unknown, offset=question.offset)
-        rows = sorted(set.intersection(*(set(self.postings[word]) for word in words)))
-        page = rows[question.offset : question.offset + question.limit]
+        everything = set(range(self.num_images)) - {self.rows.get(question.like)}
+        by_picture = bool(question.like or question.picture)
+        if not words and not by_picture:
+            return Answer("", offset=question.offset)
+        matches = set() if unknown else set.intersection(everything, *(set(self.postings[word]) for word in words))
+        guesses = everything - matches if 18 <= len(matches) <= 20 or any(near.ranked for near in unknown) else set()
+        kept = [row for row in matches if self.kind(row) in (question.kinds or KINDS)]
+        shown = [row for row in kept if self.score(row) >= question.cutoff]
+        order = (lambda row: -row) if question.sort == "newest" else (lambda row: -self.score(row))
+        ranked = [(row, False) for row in sorted(shown, key=order)] + [
+            (row, True) for row in sorted(guesses, key=order)
+        ]
+        page = ranked[question.offset : question.offset + question.limit]
         return Answer(
             written(words),
             known,
@@ -109,12 +130,21 @@ class StubSearcher:
                 Clause(written([each.tag]), each.num_images, written([w for w in words if w != each.tag]))
                 for each in known
             ),
-            blame="" if rows else written([known[-1].tag]),
-            num_matches=len(rows),
-            num_shown=len(rows),
+            blame="" if matches or not known else written([known[-1].tag]),
+            unknown=unknown,
+            num_matches=len(kept),
+            num_shown=len(shown),
+            num_guesses=len(guesses),
             offset=question.offset,
-            hits=tuple(self.hit(row, 0.9 - row / 200) for row in page),
+            hits=tuple(self.hit(row, self.score(row), guess) for row, guess in page),
+            kinds=tuple(TagCount(kind, sum(self.kind(row) == kind for row in matches)) for kind in KINDS),
         )
+
+    def kind(self, row: int) -> str:
+        return KINDS[row % 3 == 0]
+
+    def direction(self, question: Question, image_id: str) -> np.ndarray | None:
+        return np.eye(WIDTH, dtype=np.float32)[0] if image_id in self.rows else None
 
     def suggest(self, text: str, limit: int) -> tuple[TagCount, ...]:
         last = re.split(r"\s", text)[-1].strip('"').casefold()

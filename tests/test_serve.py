@@ -17,7 +17,7 @@ from tests.stub_searcher import HOSTILE, QUOTED, StubSearcher, image_id_of, pars
 
 PICTURE = image_id_of(30)  # carries most tags, and the hostile title and author
 PAGES = ["/", "/?q=animal", "/?q=animal&page=3", "/?q=dgo", "/?q=dog+beach", f"/image/{PICTURE}?q=dog"]
-SCRIPTS = {f"/static/{name}.js" for name in ("suggest", "by_picture", "results")}
+SCRIPTS = {f"/static/{name}.js" for name in ("suggest", "by_picture", "results", "judge")}
 ERRORS = [("/?page=x", 400), ("/nowhere", 404), ("/broken", 500)]
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from urllib.parse import urlsplit
-
-from flask import abort, current_app, redirect, render_template, request, url_for
+from flask import current_app, redirect, render_template, request, url_for
 from flask.typing import ResponseReturnValue
 
 from crawl.ingest import Accepted, Reason
-from serve.api.request_values import current_searcher
+from serve.api.request_values import current_searcher, refuse_foreign_origin
 from serve.encoders import MAX_UPLOAD_BYTES, Encoders
 from serve.pages.blueprint import bp
 from serve.pictures import encode
@@ -39,7 +37,7 @@ def by_picture() -> ResponseReturnValue:
 @bp.post("/by-picture")
 def search_by_upload() -> ResponseReturnValue:
     """Turn an uploaded picture into a search; the address that follows holds its embedding, and nothing is kept."""
-    refuse_foreign_forms()
+    refuse_foreign_origin()
     request.max_content_length = MAX_UPLOAD_BYTES + 2**16  # what the form itself takes
     run = request.args.get("run", "")
     searcher = current_searcher(run)
@@ -58,13 +56,3 @@ def search_by_upload() -> ResponseReturnValue:
             ), 422
         embedding = encoders.of(searcher.run).embedding(verdict.jpeg)
     return redirect(url_for("pages.search_page", picture=encode(embedding), run=run or None), 303)
-
-
-def refuse_foreign_forms() -> None:
-    """Answer 403 to a form that another site sent; browsers say where a form comes from."""
-    origin = request.headers.get("Origin", "")
-    site = request.headers.get("Sec-Fetch-Site", "same-origin")
-    # A page without referrer says "null", which then the fetch metadata decide.
-    foreign = origin not in ("", "null") and urlsplit(origin).netloc != request.host
-    if site not in ("same-origin", "none") or foreign:
-        abort(403, "This form was sent by another site")

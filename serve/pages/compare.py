@@ -10,12 +10,12 @@ from flask import abort, current_app, redirect, render_template, request, url_fo
 from flask.typing import ResponseReturnValue
 
 from configs.artifacts import ArtifactError, open_artifact
-from serve.api.request_values import current_searcher, query_argument
+from serve.api.judgements import topic_and_query
+from serve.api.request_values import current_searcher, query_argument, refuse_foreign_origin
 from serve.judgements import TIE, Judgements, Vote
 from serve.pages.blueprint import bp
-from serve.pages.by_picture import refuse_foreign_forms
 from serve.pages.shown import runs_served
-from serve.query import QueryError, query_for
+from serve.query import query_for
 from serve.rater import rater
 from serve.searchers.base import Answer, Question
 from serve.side_by_side import place
@@ -34,15 +34,13 @@ def compare() -> ResponseReturnValue:
         return render_template(
             "compare_start.html", runs=runs, blind=blind, verdict=verdict_of(runs), offered=offered(blind)
         )
+    text = topic_and_query(current_searcher(runs[0]), text)[1]  # as written by all who vote on it
     shown = sides_of(text, runs) if blind else runs
-    try:
-        answers = [timed(run, text) for run in shown]
-    except QueryError as error:
-        abort(400, str(error))
+    answers = [timed(run, text) for run in shown]
     left, right, overlap = place(answers[0][0], answers[1][0])
     return render_template(
         "compare.html",
-        text=answers[0][0].query or text,
+        text=text,
         runs=runs,
         shown=shown,
         blind=blind,
@@ -57,7 +55,7 @@ def compare() -> ResponseReturnValue:
 @bp.post("/compare")
 def vote() -> ResponseReturnValue:
     """Keep a blind vote, and tell which side was which."""
-    refuse_foreign_forms()
+    refuse_foreign_origin()
     runs, text, chosen = two_runs(), query_argument(), request.form.get("winner", "")
     if chosen not in (LEFT, RIGHT, TIE) or not text:
         abort(400, "a vote names a question, and left, right or tie")

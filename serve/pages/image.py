@@ -6,16 +6,18 @@ import json
 from typing import Any
 from urllib.parse import urlsplit
 
-from flask import abort, render_template
+from flask import abort, render_template, request
 from flask.typing import ResponseReturnValue
 
 from serve.api.images import no_such_image
 from serve.api.request_values import current_searcher
 from serve.pages.asked import asked_argument
 from serve.pages.blueprint import bp
+from serve.pages.why import explain
 from serve.searchers.base import Hit, ImageDetails, Question, Searcher
 
 NUM_ALIKE = 12
+NUM_NEAREST = 6  # that carry what is asked for, beside an explanation
 
 # Fields of a record that the image page lists, with their labels; title, tags and caption stand on their own.
 FACTS = {
@@ -43,11 +45,14 @@ def image(image_id: str) -> ResponseReturnValue:
     details = searcher.details(image_id)
     if details is None:
         abort(404, no_such_image(image_id))
+    shares = explain(searcher, asked, image_id) if request.args.get("why") == "1" and not asked.empty else None
     return render_template(
         "image.html",
         details=details,
         facts=facts_of(details),
         asked=asked,
+        shares=shares,
+        nearest=alike(searcher, image_id, NUM_NEAREST, asked.question.text) if shares and asked.question.text else (),
         alike=alike(searcher, image_id, NUM_ALIKE),
     )
 

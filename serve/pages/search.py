@@ -11,8 +11,9 @@ from flask.typing import ResponseReturnValue
 from serve.api.request_values import current_searcher
 from serve.pages.asked import PAGE_SIZE, Asked, asked_argument
 from serve.pages.blueprint import bp
+from serve.pages.judge import thumbs_of
 from serve.query import QueryError, query_for
-from serve.searchers.base import Answer, Clause, Hit, Question, Searcher, TagCount
+from serve.searchers.base import Answer, Clause, Hit, NoSuchImage, Question, Searcher, TagCount
 
 NUM_SHELF = 12  # popular tags shown with a picture on the start page
 NUM_POPULAR = 40
@@ -28,7 +29,11 @@ def search_page() -> ResponseReturnValue:
         return start_page(searcher)
     try:
         answer = searcher.search(asked.question)
+    except NoSuchImage as error:
+        abort(404, str(error))
     except QueryError as error:
+        if not asked.question.text:
+            abort(400, str(error))
         return render_template("misspelt.html", asked=asked, error=error, popular=popular(searcher, NUM_SHELF)), 400
     if not (answer.tags or answer.unknown or answer.clauses or asked.question.like or asked.question.picture):
         return start_page(searcher)  # nothing but blanks and marks
@@ -36,8 +41,6 @@ def search_page() -> ResponseReturnValue:
     if asked.page > pages:
         abort(404, f"page must lie in 1..{pages} for “{answer.query}”, got {asked.page}")
     like = searcher.details(asked.question.like) if asked.question.like else None
-    if asked.question.like and like is None:
-        abort(404, f"The collection holds no image “{asked.question.like[:40]}”; it may have been removed")
     nothing = not answer.hits and bool(answer.unknown)
     return render_template(
         "results.html",
@@ -50,6 +53,7 @@ def search_page() -> ResponseReturnValue:
         blamed=blamed_clause(answer),
         calibrated=bool(asked.question.cutoff) or any(hit.probability is not None for hit in answer.hits),
         popular=popular(searcher, NUM_SHELF) if not answer.hits else (),
+        thumbs=thumbs_of(answer),
     ), UNANSWERED if nothing else 200
 
 

@@ -1,7 +1,6 @@
 // Suggestions as one types: the search box becomes a combobox with a listbox popup (ARIA 1.2).
 // Without this file the box is a plain form; the server alone knows how a query is written.
 
-const DEBOUNCE_MS = 80;
 const form = document.querySelector("form[data-suggest]");
 const input = form.querySelector("input");
 
@@ -23,11 +22,9 @@ for (const [name, value] of Object.entries({
 
 let suggestions = [];
 let active = -1;
-let timer = 0;
 let request = new AbortController();
 
 function close() {
-  clearTimeout(timer);
   request.abort();
   suggestions = [];
   list.hidden = true;
@@ -90,10 +87,9 @@ function take(index, submit) {
 
 input.addEventListener("input", (event) => {
   if (event.isComposing) return;
-  clearTimeout(timer);
   activate(-1); // the text has changed, so Enter means the text
   if (!input.value.trim()) close();
-  else timer = setTimeout(ask, DEBOUNCE_MS);
+  else ask(); // at once: an answer takes less than the next key, and the older question is called off
 });
 
 input.addEventListener("compositionend", () => input.dispatchEvent(new Event("input")));
