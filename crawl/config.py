@@ -57,7 +57,6 @@ class FetchOptions:
     max_bytes: int = 64 * 2**20  # of a picture, before and after decoding
     max_page_bytes: int = 8 * 2**20  # of a page or a sitemap, before and after decoding
     max_redirects: int = 5  # one after another
-    max_html_depth: int = 256  # elements inside each other
     attempts: int = 3  # at what may pass: timeouts, lost connections, 5xx, 429
     wait_s: float = 30.0  # before the second attempt, twice as long before the third
     max_wait_s: float = 3600.0  # longest wait that a server may ask for with Retry-After
@@ -73,7 +72,7 @@ class FetchOptions:
 
     def __post_init__(self) -> None:
         above = ("connect_s", "read_s", "total_s", "max_bytes", "max_page_bytes", "per_host", "concurrent", "attempts")
-        for name in (*above, "max_per_host", "max_per_pattern", "max_barren", "spool_mb", "max_html_depth"):
+        for name in (*above, "max_per_host", "max_per_pattern", "max_barren", "spool_mb"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"fetch.{name} must be above 0, got {getattr(self, name)}")
         for name in ("gap_s", "max_gap_s", "throttle", "wait_s", "max_wait_s", "max_redirects", "max_depth"):

@@ -55,8 +55,7 @@ def main() -> None:
     )
     state = State(Path(order.database), bounds)
     state.recover()
-    for name in ("scrapy", "twisted"):
-        logging.getLogger(name).setLevel(logging.ERROR)  # what matters stands in the database
+    logging.disable(logging.INFO)  # Scrapy tells of every request; what matters stands in the database
     process = CrawlerProcess({**SETTINGS, "FETCH": options})
     crawler = process.create_crawler(Fetcher)
     process.crawl(crawler, state=state, options=options, finder=open_finder(order.source, options.agent))

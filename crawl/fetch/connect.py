@@ -45,7 +45,9 @@ class SystemResolver:
 
     def __init__(self, reactor: Any, table: dict[str, str]) -> None:
         self._reactor = reactor
-        self._table = {name.lower(): addresses.split(",") for name, addresses in table.items()}
+        self._table = {
+            name.lower(): [each for each in addresses.split(",") if each] for name, addresses in table.items()
+        }
 
     def __call__(self, host: str) -> defer.Deferred[list[str]]:
         """Return all addresses of a host."""

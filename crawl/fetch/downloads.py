@@ -128,7 +128,9 @@ class _Body(Protocol):
             answer.deliverBody(self)
 
     def _end(self) -> None:
-        self._answer._transport.abortConnection()
+        connection = self._answer._transport._producer  # as Scrapy does; the proxy in between cannot abort
+        if connection is not None:
+            connection.abortConnection()
 
     def _fail(self, fault: BaseException) -> None:
         if not self.finished.called:

@@ -43,15 +43,14 @@ def versions(element: Any) -> Iterator[str]:
     if element.tag == "picture":
         for image in element.iterfind(".//img"):
             yield from versions(image)
-        yield from _from_sets(element.iterfind("source"))
+        yield from _from_sets(element.iter("source"))
         return
     for parent in element.iterancestors("a"):
         if is_picture_file(parent.get("href") or ""):
             yield parent.get("href")
     yield from _given(element, _ORIGINALS)
-    sources = [] if element.getparent() is None else element.getparent().iterfind("source")
-    in_picture = element.getparent() is not None and element.getparent().tag == "picture"
-    yield from _from_sets([element, *(sources if in_picture else ())])
+    around = next(element.iterancestors("picture"), None)  # libxml2 puts what follows a source inside it
+    yield from _from_sets([element, *(around.iter("source") if around is not None else ())])
     yield from _given(element, (*_LAZY, "src", "href", "content", "poster"))
 
 

@@ -19,7 +19,7 @@ from crawl.sources.page import Page, check_selector, text_of
 from crawl.sources.structured import Described, described_pictures
 
 SELECTORS = ("block", "picture", "tags", "title", "caption", "licence", "author")
-MAX_HTML_DEPTH = 256  # what libxml2 itself bears without being told to
+MAX_HTML_DEPTH = 200  # libxml2 leaves out what is deeper than 256, so that the page would be read in part
 _FURNITURE = "ancestor::nav or ancestor::header[not(ancestor::article)] or ancestor::footer or ancestor::aside"
 _KEYWORDS = "//meta[translate(@name, 'KEYWORDS', 'keywords') = 'keywords' or @property = 'article:tag']"
 _TAG_LINKS = "a[rel~=tag]"

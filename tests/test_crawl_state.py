@@ -1,0 +1,214 @@
+"""Crawls that are killed, tried again and refreshed: nothing lost, nothing twice, nothing asked in vain."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import crawl.collect
+from configs.artifacts import ArtifactError, read_manifest
+from configs.compose import Paths
+from crawl.collect import collect
+from crawl.config import CrawlConfig, UrlsSource, WebSource
+from crawl.fetch.process import FetchProcess
+from crawl.shards import Collection, ShardWriter
+from tests.gallery_server import PICTURES, Gallery
+from tests.test_crawl_web import fetch_options, outcomes, tags_of
+from tests.tiny import QuickGate
+
+NUM_KILLS = 20
+
+
+@pytest.fixture
+def web():
+    with Gallery() as web:
+        yield web
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    monkeypatch.setattr(crawl.collect, "IsolatedGate", QuickGate)
+
+
+def list_config(web, folder, rows, **values):
+    path = folder / "list.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    source = UrlsSource(path=str(path))
+    paths = Paths(data=str(folder / "data"))
+    return CrawlConfig(**{"paths": paths, "fetch": fetch_options(), "workers": 1, "source": source, **values})
+
+
+def rows_of(web, count, host="cdn"):
+    return [{"url": web.url(host, f"/p/{number}.jpg"), "tags": ["all", f"number {number}"]} for number in range(count)]
+
+
+def test_a_list_of_addresses_becomes_a_collection(web, tmp_path):
+    rows = rows_of(web, 5)
+    rows[1] |= {"caption": "second", "license": "CC0", "photographer": "Ann", "rating": 5}
+    directory = collect(list_config(web, tmp_path, [*rows, {"url": ""}, {"tags": "x"}, {"url": "ftp://x.test/1.jpg"}]))
+    assert tags_of(directory) == {number: {"all", f"number {number}"} for number in range(5)}
+    columns = ["caption", "licence", "author", "extra", "source_url", "original_bytes"]
+    second = Collection(directory).table(columns).to_pylist()[1]
+    assert [second[name] for name in columns[:3]] == ["second", "CC0", "Ann"]
+    assert json.loads(second["extra"]) == {"rating": 5}
+    assert second["source_url"] == rows[1]["url"]
+    assert second["original_bytes"] == len(PICTURES[1])
+    assert read_manifest(directory).facts["refused"] == {"bad_row": 2, "scheme": 1}
+
+
+def test_one_picture_under_two_addresses_and_two_lines_is_one_image(web, tmp_path):
+    rows = [{"url": web.url(host, "/p/7.jpg"), "tags": [host, "seven"]} for host in ("cdn", "gallery")]
+    rows.append({"url": rows[0]["url"], "tags": ["again"]})
+    directory = collect(list_config(web, tmp_path, rows))
+    assert tags_of(directory) == {7: {"cdn", "gallery", "seven", "again"}}
+    assert len([each for each in web.asked if each.path == "/p/7.jpg"]) == 2
+
+
+def test_only_the_kind_that_is_named_is_tried_again(web, tmp_path):
+    rows = rows_of(web, 2) + [{"url": web.url("busy", path)} for path in ("/500.jpg", "/410.jpg")]
+    config = list_config(web, tmp_path, rows)
+    collect(config)
+    assert outcomes(config)[rows[2]["url"]] == ("failed", "status_500")
+    before = len(web.asked)
+    config.retry = "status_500"
+    directory = collect(config)
+    asked = [each.path for each in web.asked[before:] if each.path.endswith(".jpg")]
+    assert asked == ["/500.jpg"] * 3
+    assert read_manifest(directory).facts["refused"] == {"status_410": 1, "status_500": 2}
+
+
+def test_retrying_what_never_failed_asks_for_nothing(web, tmp_path):
+    config = list_config(web, tmp_path, rows_of(web, 2))
+    collect(config)
+    before = len(web.asked)
+    config.retry = "timeout"
+    collect(config)
+    assert len(web.asked) == before
+
+
+def test_a_refresh_asks_whether_something_changed_and_takes_what_did(web, tmp_path, monkeypatch):
+    config = list_config(web, tmp_path, rows_of(web, 3))
+    collect(config)
+    config.refresh = True
+    before = len(web.asked)
+    collect(config)
+    again = [each for each in web.asked[before:] if each.path.startswith("/p/")]
+    assert [each.headers["if-none-match"] for each in again] == [f'"/p/{number}.jpg"' for number in range(3)]
+    assert {reason for _, reason in outcomes(config).values()} == {"unchanged"}
+    monkeypatch.setitem(PICTURES, 1, PICTURES[90])
+    monkeypatch.setattr("tests.gallery_server.ETAG", "new")
+    assert tags_of(collect(config)) == {n: {"all", f"number {n if n < 90 else 1}"} for n in (0, 1, 2, 90)}
+
+
+def test_a_crawl_without_a_contact_is_refused(web, tmp_path):
+    with pytest.raises(ArtifactError, match=r"fetch\.contact"):
+        collect(list_config(web, tmp_path, rows_of(web, 1), fetch=fetch_options(contact="")))
+
+
+def test_a_lost_collection_is_told_from_an_empty_one(web, tmp_path):
+    config = list_config(web, tmp_path, rows_of(web, 2))
+    (collect(config) / "manifest.json").unlink()
+    (tmp_path / "data" / "collection" / "00000.parquet").unlink()
+    with pytest.raises(ArtifactError, match="not there any more"):
+        collect(config)
+
+
+class Killed(BaseException):
+    pass
+
+
+def gallery_config(web, data):
+    source = WebSource(start=[web.url("gallery", "/")], follow_skip="/faults/")
+    return CrawlConfig(paths=Paths(data=str(data)), fetch=fetch_options(), workers=1, source=source, shard_size=10)
+
+
+def expected_of(web):
+    return {number: tags for number, tags in web.expected.items() if number < 100}
+
+
+def test_a_crawl_whose_fetcher_is_killed_at_twenty_moments_loses_nothing(web, tmp_path, monkeypatch):
+    """Each kill strikes when the server has seen eight more requests; sometimes the collector dies in a commit, too."""
+    running, kills = [], 0
+    start = FetchProcess.__init__
+    monkeypatch.setattr(FetchProcess, "__init__", lambda self, order: (start(self, order), running.append(self))[0])
+    commit = ShardWriter.commit
+
+    def commit_or_die(self, state):
+        commit(self, state)
+        if kills % 3 == 1:
+            raise Killed  # before the database hears of it
+
+    monkeypatch.setattr(ShardWriter, "commit", commit_or_die)
+    asked = web.asked
+
+    class Deadly(list):
+        def append(self, each):
+            super().append(each)
+            if kills < NUM_KILLS and len(self) >= 8 * (kills + 1) and running and running[-1]._process.poll() is None:
+                running[-1]._process.send_signal(signal.SIGKILL)
+
+    web.asked = Deadly(asked)
+    config = gallery_config(web, tmp_path)
+    for _ in range(3 * NUM_KILLS):
+        try:
+            directory = collect(config)
+            break
+        except (ArtifactError, Killed):
+            kills += 1
+    assert kills >= NUM_KILLS
+    monkeypatch.setattr(ShardWriter, "commit", commit)
+    assert tags_of(directory) == expected_of(web)
+    assert not {state for state, _ in outcomes(config).values()} & {"to do", "in flight"}
+    twice = len([each for each in web.asked if each.path.startswith("/p/")]) - len(
+        {(each.host, each.path) for each in web.asked if each.path.startswith("/p/")}
+    )
+    assert twice <= kills  # no more than what was in flight
+
+
+COMMAND = """
+import json, sys
+import crawl.collect
+from tests.tiny import QuickGate
+from tests.test_crawl_state import gallery_config
+from types import SimpleNamespace
+crawl.collect.IsolatedGate = QuickGate
+url, data = sys.argv[1:]
+crawl.collect.collect(gallery_config(SimpleNamespace(url=lambda host, path: url), data))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the fetching process in /proc")
+def test_both_processes_may_be_killed_at_once(web, tmp_path):
+    command = [sys.executable, "-c", COMMAND, web.url("gallery", "/"), str(tmp_path)]
+    root = Path(__file__).resolve().parent.parent
+    for moment in (5, 60, 120):
+        process = subprocess.Popen(command, cwd=root)
+        deadline = time.monotonic() + 60
+        while len(web.asked) < moment and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        for pid in [process.pid, *map(int, children)]:
+            os.kill(pid, signal.SIGKILL)
+        process.wait()
+    assert tags_of(collect(gallery_config(web, tmp_path))) == expected_of(web)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the fetching process in /proc")
+def test_a_crawl_that_is_asked_to_end_does_so_within_seconds(web, tmp_path):
+    config = [sys.executable, "-c", COMMAND, web.url("gallery", "/"), str(tmp_path)]
+    process = subprocess.Popen(config, cwd=Path(__file__).resolve().parent.parent)
+    deadline = time.monotonic() + 60
+    while len(web.asked) < 20 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    process.terminate()
+    assert process.wait(10) == -signal.SIGTERM
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{pid}").exists() for pid in children) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in children)

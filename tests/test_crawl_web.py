@@ -1,0 +1,174 @@
+"""Source `web` against a whole web on loopback: all pictures with their tags, every fault named, nothing forbidden."""
+
+import sqlite3
+from collections import Counter
+from itertools import pairwise
+
+import pytest
+
+import crawl.collect
+from configs.compose import Paths
+from crawl.collect import collect
+from crawl.config import CrawlConfig, FetchOptions, WebSource
+from crawl.fetch.state import STATES
+from crawl.records import image_id_of
+from crawl.shards import Collection
+from crawl.sources.network import DATABASE, crawl_directory
+from tests.gallery_server import HOSTS, MAX_BYTES, PICTURES, Gallery
+from tests.tiny import QuickGate
+
+NAMES = {image_id_of(content): number for number, content in PICTURES.items()}
+
+
+def fetch_options(**values):
+    """Short waits, and names that lead to this machine; foreign ones do so unasked."""
+    names = {f"{host}.test": "127.0.0.1" for host in HOSTS}
+    foreign = {
+        "evil.test": "127.0.0.1",
+        "mixed.test": "93.184.216.34,127.0.0.1",
+        "gone.test": "",
+        "public.test": "93.184.216.34",
+    }
+    quick = {"gap_s": 0.0, "throttle": 0.0, "wait_s": 0.1, "connect_s": 5.0, "read_s": 2.0, "total_s": 4.0}
+    bounds = {
+        "max_bytes": MAX_BYTES,
+        "max_page_bytes": MAX_BYTES,
+        "max_per_pattern": 30,
+        "max_barren": 8,
+        "max_depth": 24,
+    }
+    known = {"contact": "https://crawler.test/", "allow_hosts": list(names), "resolve": names | foreign}
+    return FetchOptions(**(quick | bounds | known | values))
+
+
+def web_config(web, data, **values):
+    source = WebSource(start=[web.url("gallery", "/")], hosts=["gallery.test", "rules.test", "traps.test"])
+    return CrawlConfig(
+        **{"paths": Paths(data=str(data)), "fetch": fetch_options(), "workers": 1, "source": source, **values}
+    )
+
+
+def outcomes(cfg):
+    """Address -> state and reason."""
+    db = sqlite3.connect(crawl_directory(cfg) / DATABASE)
+    try:
+        return {
+            url: (STATES[state], reason) for url, state, reason in db.execute("SELECT url, state, reason FROM urls")
+        }
+    finally:
+        db.close()
+
+
+def tags_of(directory):
+    """Number of a picture -> its tags as given."""
+    tags = {}
+    for row in Collection(directory).table(["tags"]).to_pylist():
+        tags.setdefault(NAMES[row["image_id"]], set()).update(row["tags"])
+    return tags
+
+
+class Crawled:
+    """One crawl of the whole web."""
+
+    def __init__(self, web, data):
+        self.web = web
+        self.cfg = web_config(web, data)
+        self.directory = collect(self.cfg)
+        self.asked = list(web.asked)
+        self.outcomes = outcomes(self.cfg)
+
+    def times(self, host, path):
+        return [each.at for each in self.asked if (each.host, each.path) == (f"{host}.test", path)]
+
+
+@pytest.fixture(scope="module")
+def crawled(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch, Gallery() as web:
+        patch.setattr(crawl.collect, "IsolatedGate", QuickGate)
+        yield Crawled(web, tmp_path_factory.mktemp("web"))
+
+
+def test_all_pictures_come_with_exactly_their_tags(crawled):
+    assert len(crawled.web.expected) >= 60
+    assert tags_of(crawled.directory) == crawled.web.expected
+
+
+def test_every_fault_is_named(crawled):
+    assert len(crawled.web.faults) >= 40
+    found = {url: crawled.outcomes.get(url, ("unknown", "")) for url in crawled.web.faults}
+    expected = {url: (state, reason or found[url][1]) for url, (state, reason) in crawled.web.faults.items()}
+    assert found == expected
+
+
+def test_every_address_came_to_an_end(crawled):
+    assert {state for state, _ in crawled.outcomes.values()} == {"done", "refused", "failed"}
+
+
+def test_the_account_counts_every_picture_once(crawled):
+    facts = Collection(crawled.directory).manifest.facts
+    assert facts["num_items"] == facts["num_images"] + facts["num_duplicates"] + sum(facts["refused"].values())
+    assert facts["num_images"] == len(crawled.web.expected)
+
+
+def test_robots_txt_is_asked_first_and_kept(crawled):
+    first = {}
+    for each in crawled.asked:
+        first.setdefault(each.host, each.path)
+    assert set(first.values()) == {"/robots.txt"}
+    forbidden = {("rules.test", "/private/1.jpg"), ("rules.test", "/x.secret"), ("rules.test", "/reserved/1.jpg")}
+    forbidden |= {("moves.test", "/forbidden.jpg"), ("closed.test", "/1.jpg")}
+    assert not forbidden & {(each.host, each.path) for each in crawled.asked}
+
+
+def test_what_pages_keep_out_and_smaller_versions_are_not_asked_for(crawled):
+    assert [each.path for each in crawled.asked if "never" in each.path or each.path.startswith("/s/")] == []
+
+
+def test_a_crawl_delay_is_kept(crawled):
+    times = [each.at for each in crawled.asked if each.host == "slow.test"]
+    assert len(times) == 5
+    assert min(later - earlier for earlier, later in pairwise(times[1:])) > 0.28
+
+
+@pytest.mark.parametrize(("path", "seconds"), [("/seconds.jpg", 0.95), ("/date.jpg", 0.95)])
+def test_a_host_that_asks_to_wait_is_left_alone_so_long(path, seconds, crawled):
+    asked, again = crawled.times("busy", path)
+    between = [each.at for each in crawled.asked if each.host == "busy.test" and asked < each.at < again]
+    assert min([again, *between]) - asked > seconds
+
+
+@pytest.mark.parametrize(
+    ("host", "path", "times"),
+    [
+        ("busy", "/403.jpg", 1),
+        ("busy", "/410.jpg", 1),
+        ("busy", "/500.jpg", 3),
+        ("busy", "/always.jpg", 3),
+        ("bodies", "/bomb", 1),
+        ("bodies", "/longer", 3),
+        ("stalls", "/head", 3),
+        ("traps", "/sessions", 1),
+        ("closed", "/robots.txt", 3),
+    ],
+)
+def test_what_may_pass_is_asked_three_times_and_what_stays_once(host, path, times, crawled):
+    assert len(crawled.times(host, path)) == times
+
+
+def test_requests_name_the_crawler_and_carry_nothing_else(crawled):
+    assert {each.headers["user-agent"] for each in crawled.asked} == {"Tagtower/1.0 (+https://crawler.test/)"}
+    names = {name for each in crawled.asked for name in each.headers}
+    assert names <= {"user-agent", "accept", "accept-encoding", "host", "connection"}
+
+
+def test_no_picture_is_asked_for_twice(crawled):
+    counts = Counter((each.host, each.path) for each in crawled.asked if each.path.startswith("/p/"))
+    assert set(counts.values()) == {1}
+
+
+def test_the_same_crawl_again_asks_for_nothing(crawled, caplog):
+    before = len(crawled.web.asked)
+    with caplog.at_level("INFO"):
+        collect(crawled.cfg)
+    assert "already done" in caplog.text
+    assert len(crawled.web.asked) == before
