@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from datetime import date
 
 from omegaconf import MISSING
 
 from configs.compose import Paths
 
+# Codes of licences as Creative Commons and Openverse have them; the open ones allow any use and any change.
+OPEN_LICENCES = ("cc0", "pdm", "by", "by-sa")
+CC_LICENCES = (*OPEN_LICENCES, "by-nd", "by-nc", "by-nc-sa", "by-nc-nd")
+OTHER_LICENCES = {"wikimedia": ("gfdl", "fal"), "flickr": ("nkc", "usgov")}
+FLICKR_SIZES = ("o", "6k", "5k", "4k", "3k", "k", "h", "l", "c", "z", "m", "w", "n")
 MAX_PIXELS = 178_956_970  # what Pillow decodes at most; JPEGs go past it, but one limit is for all formats
 
 
@@ -93,7 +99,7 @@ class FetchOptions:
 class SourceConfig:
     """What every source has in common; the group file names the kind."""
 
-    name: str = MISSING  # folder, table, webdataset, web, sitemap or urls
+    name: str = MISSING  # folder, table, webdataset, web, sitemap, urls, wikimedia, openverse or flickr
     path: str = MISSING  # directory, table file or glob of shards
 
     def __post_init__(self) -> None:
@@ -213,7 +219,103 @@ class UrlsSource(NetworkSource):
         _check_separator(self.tag_separator)
 
 
-SOURCES = (FolderSource, TableSource, WebDatasetSource, WebSource, SitemapSource, UrlsSource)
+@dataclass
+class ApiSource(NetworkSource):
+    """What sources over the APIs of photo collections have in common."""
+
+    search: list[str] = field(default_factory=list)  # texts to look for, each a query of its own
+    licences: list[str] = field(default_factory=lambda: list(OPEN_LICENCES))  # codes; empty: under any or none
+    group: str = "author"  # what never straddles splits: author (whoever uploaded), or none
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        known = (*CC_LICENCES, *OTHER_LICENCES.get(self.name, ()))
+        if unknown := [code for code in self.licences if code not in known]:
+            raise ValueError(f"source.licences must be of {', '.join(known)}; got '{unknown[0]}'")
+        if self.group not in ("author", "none"):
+            raise ValueError(f"source.group must be author or none, got '{self.group}'")
+
+
+@dataclass
+class WikimediaSource(ApiSource):
+    """Files of Wikimedia Commons, or of another MediaWiki, by category and by text."""
+
+    name: str = "wikimedia"  # fixed, it names the kind
+    licences: list[str] = field(default_factory=lambda: [*OPEN_LICENCES, "gfdl", "fal"])  # codes; empty: any or none
+    project: str = "https://commons.wikimedia.org"  # a wiki; or the address of its api.php
+    categories: list[str] = field(default_factory=list)  # names, with or without `Category:`
+    depth: int = 0  # levels of subcategories, 0 to 10
+    tags: str = "categories"  # categories (those of each file, hidden ones left out), or asked (what led to the file)
+    width: int = 960  # px, of the version that is fetched; standard are 250, 330, 500, 960, 1280, 1920; 0: the original
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.depth <= 10:
+            raise ValueError(f"source.depth must lie in 0..10, got {self.depth}")
+        if self.width < 0:
+            raise ValueError(f"source.width must be 0 (the original) or more, got {self.width}")
+        if self.tags not in ("categories", "asked"):
+            raise ValueError(f"source.tags must be categories or asked, got '{self.tags}'")
+
+
+@dataclass
+class OpenverseSource(ApiSource):
+    """Openly licensed pictures of many collections, by Openverse's search: the first results of each query."""
+
+    name: str = "openverse"  # fixed, it names the kind
+    api: str = "https://api.openverse.org/v1/images/"  # address of the search
+    tags: list[str] = field(default_factory=list)  # each a query of its own, beside `search`
+    creator: str = ""  # name of whoever made them; empty: everybody
+    collections: list[str] = field(default_factory=list)  # Openverse's sources, such as flickr; empty: all
+    licence_types: list[str] = field(default_factory=list)  # commercial, modification; beside `licences`
+    mature: bool = False  # include what Openverse calls sensitive
+    min_accuracy: float | None = None  # of tags by machines, 0 to 1; null: people's tags alone
+    page_size: int = 20  # results a page, at most 20 without a token
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 1 <= self.page_size <= 500:
+            raise ValueError(f"source.page_size must lie in 1..500, got {self.page_size}")
+        if self.min_accuracy is not None and not 0 <= self.min_accuracy <= 1:
+            raise ValueError(f"source.min_accuracy must lie in 0..1 or be null, got {self.min_accuracy}")
+        if unknown := set(self.licence_types) - {"commercial", "modification"}:
+            raise ValueError(f"source.licence_types must be of commercial, modification; got '{min(unknown)}'")
+
+
+@dataclass
+class FlickrSource(ApiSource):
+    """Pictures of Flickr by text, tags or person; the key comes from the environment variable FLICKR_API_KEY."""
+
+    name: str = "flickr"  # fixed, it names the kind
+    api: str = "https://api.flickr.com/services/rest/"  # address of the API
+    tags: list[str] = field(default_factory=list)  # that pictures must carry, as `tag_mode` says
+    tag_mode: str = "all"  # all of the tags, or any
+    user: str = ""  # id of the person whose pictures are looked through; empty: everybody's
+    since: str = "2004-01-01"  # day of upload, UTC
+    until: str = ""  # day of upload, that day included; empty: now
+    sizes: list[str] = field(default_factory=lambda: list("lczom"))  # suffixes of versions, the first that there is
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.tag_mode not in ("all", "any"):
+            raise ValueError(f"source.tag_mode must be all or any, got '{self.tag_mode}'")
+        if not self.sizes or set(self.sizes) - set(FLICKR_SIZES):
+            raise ValueError(f"source.sizes must be of {', '.join(FLICKR_SIZES)}; got {self.sizes}")
+        for name in ("since", "until"):
+            try:
+                date.fromisoformat(getattr(self, name) or "2004-01-01")
+            except ValueError:
+                raise ValueError(
+                    f"source.{name} must be a day such as 2024-12-31, got '{getattr(self, name)}'"
+                ) from None
+        if self.until and self.since > self.until:
+            raise ValueError(f"source.since must not come after source.until, got {self.since} and {self.until}")
+
+
+SOURCES = (
+    *(FolderSource, TableSource, WebDatasetSource, WebSource, SitemapSource, UrlsSource),
+    *(WikimediaSource, OpenverseSource, FlickrSource),
+)
 GROUPS = ("page", "author", "host", "none")
 
 

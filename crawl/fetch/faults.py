@@ -10,6 +10,7 @@ TRANSIENT = {
     "stall",  # nothing came for fetch.read_s
     "timeout",  # the whole took longer than fetch.total_s
     "half_body",  # fewer bytes than announced
+    "busy",  # an API asks in its answer to come back later
     "robots_unreachable",  # robots.txt answers 5xx or not at all, so everything is closed
     "status_408",
     "status_425",
@@ -20,7 +21,7 @@ TRANSIENT = {
     "status_504",
 }
 # What the server asks for with Retry-After.
-WAITING = {"status_429", "status_503"}
+WAITING = {"status_429", "status_503", "busy"}
 
 
 class Fault(Exception):

@@ -89,6 +89,7 @@ class Found:
     refused: list[BadUrl] = field(default_factory=list)  # addresses that are never asked for
     opt_out: str = ""  # the page keeps its pictures out, by this directive
     nofollow: bool = False  # the page asks that its links are not followed
+    wait_s: float = 0.0  # for which the host asks to be left alone after this answer
 
 
 Entry = Link | Picture | BadUrl
@@ -108,8 +109,12 @@ class Finder(ABC):
         """Find links and pictures in an answer.
 
         Raises:
-            Fault: it is not what it should be: wrong_type, too_deep, bad_answer.
+            Fault: it is not what it should be: wrong_type, too_deep, bad_answer; busy and api_error of an API.
         """
+
+    def complaint(self, answer: Answer) -> str:
+        """Return what an API says of a failure, without its key."""
+        return ""
 
     def asked_as(self, url: str) -> tuple[str, dict[str, str]]:
         """Return the address and headers of the request for an API address: keys join here and lie nowhere."""

@@ -22,7 +22,7 @@ from crawl.fetch.found import API, PICTURE, SITEMAP, Answer, Entry, Finder
 from crawl.fetch.frontier import ROBOTS, Frontier
 from crawl.fetch.manners import header_opt_out, retry_after_s
 from crawl.fetch.state import Answered, Job, State, get_meta
-from crawl.fetch.urls import BadUrl, canonical, origin_of
+from crawl.fetch.urls import BadUrl, canonical
 from crawl.records import image_id_of
 
 log = logging.getLogger(__name__)
@@ -163,7 +163,7 @@ class Fetcher(Spider):
             return
         wait_s = 0.0
         try:
-            self._take(job, response)
+            wait_s = self._take(job, response)
         except Fault as fault:
             wait_s = self._not_usable(job, fault, response)
         self._finished(job, response.request, wait_s)
@@ -221,25 +221,28 @@ class Fetcher(Spider):
             raise Fault("bad_redirect", "no Location")
         return canonical(location.decode("utf-8", "replace"), job.url)
 
-    def _take(self, job: Job, response: Response) -> None:
+    def _take(self, job: Job, response: Response) -> float:
+        """Write an answer down; return how long its host asks to be left alone."""
         if response.status == 304 and (job.etag or job.modified):
             self.crawl.finish_unchanged(job)
         elif response.status in _MOVED:
             self._move(job, response)
         elif response.status not in _OK:
-            raise Fault(f"status_{response.status}")
+            answer = Answer(job.url, job.kind, _headers(response), response.body)
+            raise Fault(f"status_{response.status}", self.finder.complaint(answer) if job.kind == API else "")
         elif job.kind == PICTURE:
             self._take_picture(job, response)
         else:
-            self._take_page(job, response)
+            return self._take_page(job, response)
+        return 0.0
 
     def _move(self, job: Job, response: Response) -> None:
+        if job.kind == API:  # the new address may repeat the key, which is for the old one alone
+            raise Refusal("api_moved", "an API that redirects is not followed; give its new address")
         try:
             url = self._location(job, response)
         except BadUrl as bad:
             raise Refusal(bad.reason, f"redirect to {bad.url}") from None
-        if job.kind == API and origin_of(url) != origin_of(job.url):
-            raise Refusal("redirect_origin", f"redirect to {url}"[:200])  # its key is for one origin alone
         self.crawl.move(job, url, response.status)
 
     def _take_picture(self, job: Job, response: Response) -> None:
@@ -247,14 +250,17 @@ class Fetcher(Spider):
             raise Refusal(directive, "by a header of the picture")
         self.crawl.finish_picture(job, image_id_of(response.body), response.body, _answered(response))
 
-    def _take_page(self, job: Job, response: Response) -> None:
+    def _take_page(self, job: Job, response: Response) -> float:
         headers = _headers(response)
         found = self.finder.read(Answer(job.url, job.kind, headers, response.body))
-        out = (header_opt_out(headers, self.options.agent) or found.opt_out) if self.options.opt_outs else ""
+        out = ""
+        if self.options.opt_outs and job.kind != API:  # an API's answer is no page for a search engine to keep
+            out = header_opt_out(headers, self.options.agent) or found.opt_out
         entries: list[Entry] = [] if out else [*found.pictures, *found.refused]
         if not (self.options.opt_outs and (found.nofollow or out == "tdm_reserved")):
             entries += found.links
         self.crawl.finish_page(job, entries, _answered(response), out)
+        return min(found.wait_s, self.options.max_wait_s)
 
 
 def _headers(response: Response) -> dict[str, list[str]]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from crawl.fetch.faults import Refusal
-from crawl.fetch.found import PAGE, PICTURE, About, Entry, Link, Picture
+from crawl.fetch.found import API, PAGE, PICTURE, About, Entry, Link, Picture
 from crawl.fetch.urls import BadUrl, canonical, host_of, pattern_of
 
 TODO, FLIGHT, DONE, REFUSED, FAILED = range(5)
@@ -189,7 +189,7 @@ class State:
             self._done(job, answered)
             if opt_out:
                 self.db.execute("UPDATE urls SET state = ?, reason = ? WHERE id = ?", (REFUSED, opt_out, job.id))
-            if job.kind == PAGE:
+            if job.kind in (PAGE, API):
                 barren = "0" if new else "barren + 1"
                 self.db.execute(
                     f"UPDATE patterns SET barren = {barren} WHERE host = ? AND pattern = ?",  # noqa: S608 - ours
@@ -221,8 +221,8 @@ class State:
         if self.db.execute("SELECT 1 FROM urls WHERE url = ?", (url,)).fetchone():
             return
         host, reason = host_of(url), ""
-        if kind == PAGE:
-            reason = self._beyond(host, pattern_of(url), depth)
+        if kind in (PAGE, API):
+            reason = self._beyond(host, pattern_of(url), depth if kind == PAGE else 0)
         self._insert(url, host, kind, depth, REFUSED if reason else TODO, reason)
 
     def _beyond(self, host: str, pattern: str, depth: int) -> str:

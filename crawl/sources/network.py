@@ -8,7 +8,16 @@ from dataclasses import asdict
 from pathlib import Path
 
 from configs.artifacts import ArtifactError, digest
-from crawl.config import CrawlConfig, SitemapSource, SourceConfig, UrlsSource, WebSource
+from crawl.config import (
+    CrawlConfig,
+    FlickrSource,
+    OpenverseSource,
+    SitemapSource,
+    SourceConfig,
+    UrlsSource,
+    WebSource,
+    WikimediaSource,
+)
 from crawl.fetch.faults import TRANSIENT
 from crawl.fetch.found import Finder
 from crawl.fetch.outbox import Outbox, Parcel
@@ -28,9 +37,12 @@ def open_finder(config: SourceConfig, agent: str) -> Finder:
         config: of the source.
         agent: our product name, which pages may address.
     """
-    from crawl.sources.sitemap import Sitemap  # with lxml, which only the fetching process needs
+    from crawl.sources.flickr import Flickr  # with lxml, which only the fetching process needs
+    from crawl.sources.openverse import Openverse
+    from crawl.sources.sitemap import Sitemap
     from crawl.sources.url_list import UrlList
     from crawl.sources.web import Web
+    from crawl.sources.wikimedia import Wikimedia
 
     if isinstance(config, SitemapSource):
         return Sitemap(config, agent)
@@ -38,6 +50,12 @@ def open_finder(config: SourceConfig, agent: str) -> Finder:
         return Web(config, agent)
     if isinstance(config, UrlsSource):
         return UrlList(config)
+    if isinstance(config, WikimediaSource):
+        return Wikimedia(config)
+    if isinstance(config, OpenverseSource):
+        return Openverse(config)
+    if isinstance(config, FlickrSource):
+        return Flickr(config)
     raise TypeError(f"no finder reads a {type(config).__name__}")
 
 

@@ -39,7 +39,7 @@ class Page:
         self.url = answer.url
         self.headers = answer.headers
         _, text = html_to_unicode(answer.header("content-type"), answer.body, auto_detect_fun=_guessed_charset)
-        self.root = _parsed(text)
+        self.root = parse_html(text)
         if _is_deeper(self.root, max_depth):
             raise Fault("too_deep", f"more than {max_depth} elements inside each other")
         self.refused: list[BadUrl] = []
@@ -125,7 +125,7 @@ def _guessed_charset(body: bytes) -> str:
     return "utf-8"
 
 
-def _parsed(text: str) -> Any:
+def parse_html(text: str) -> Any:
     """Parse without lifting libxml2's own limits, and without touching the network or entities."""
     parser = lxml.html.HTMLParser(encoding="utf-8", huge_tree=False, no_network=True)
     clean = text.replace("\0", "").encode("utf-8", "replace")
