@@ -3,36 +3,44 @@
 from __future__ import annotations
 
 import logging
-
-import waitress
+import os
+import subprocess
+import sys
+from tempfile import TemporaryDirectory
 
 from configs.artifacts import ArtifactError
-from configs.compose import register, run_stage
-from serve.app import create_app
-from serve.config import PublishConfig, ServeConfig
-from serve.publish import publish
-from serve.searchers.current import open_searchers
+from configs.compose import override, register, run_stage
+from serve.config import ServeConfig
+from serve.generation import is_published
 
 log = logging.getLogger(__name__)
-# Every request is a GET, so a body is a mistake or worse; idle connections go after half a minute.
-LIMITS = {"max_request_body_size": 1024, "connection_limit": 1000, "channel_timeout": 30, "ident": None}
+
+
+def publish(cfg: ServeConfig, run: str) -> None:
+    """Publish a run in a process of its own, so that what this takes is free again when answering begins."""
+    overrides = [override("run", run), override("paths.data", cfg.paths.data), override("paths.runs", cfg.paths.runs)]
+    done = subprocess.run([sys.executable, "-m", "serve.publish", *overrides], check=False)  # noqa: S603 - ourselves
+    if done.returncode:
+        raise ArtifactError(f"run '{run}' could not be published; the reason stands above")
 
 
 def serve(cfg: ServeConfig) -> None:
     """Answer searches until stopped."""
     for run in cfg.served:
-        publish(PublishConfig(cfg.paths, run))
-    app = create_app(open_searchers(cfg.paths, cfg.served), cfg.paths)
-    try:
-        server = waitress.create_server(app, host=cfg.host, port=cfg.port, threads=cfg.threads, **LIMITS)
-    except (OSError, ValueError) as error:
-        raise ArtifactError(
-            f"cannot listen on {cfg.host}:{cfg.port} ({error}); choose another with PORT=<port> or host=<address>"
-        ) from error
-    shown = "localhost" if cfg.host in ("127.0.0.1", "0.0.0.0") else cfg.host  # noqa: S104 - compared, not bound
-    port = getattr(server, "effective_port", cfg.port)  # a name with two addresses has no single one
-    log.info("searching run '%s' at http://%s:%s (Ctrl-C stops)", "', '".join(cfg.served), shown, port)
-    server.run()
+        if cfg.publish and not is_published(cfg.paths, run):
+            publish(cfg, run)
+    with TemporaryDirectory(prefix="tagtower-metrics-") as counts:
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = counts  # read where the library is imported, so before the app
+        from serve.app import create_app
+        from serve.searchers.current import open_searchers
+        from serve.server import Server, listen
+
+        app = create_app(open_searchers(cfg.paths, cfg.served), cfg.paths)
+        listener = listen(cfg.host, cfg.port)
+        shown = "localhost" if cfg.host in ("127.0.0.1", "0.0.0.0") else cfg.host  # noqa: S104 - compared, not bound
+        port = listener.getsockname()[1]
+        log.info("searching run '%s' at http://%s:%s (Ctrl-C stops)", "', '".join(cfg.served), shown, port)
+        Server(app, listener, cfg).run()
 
 
 register("serve", ServeConfig)

@@ -8,42 +8,20 @@ from __future__ import annotations
 import threading
 from contextlib import ExitStack
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-
-from configs.artifacts import ArtifactError, open_artifact
+from configs.artifacts import open_artifact
 from configs.compose import Paths
 from crawl.config import GateOptions
 from crawl.ingest import Accepted, IsolatedGate, Refused
-from features.single_picture import SinglePicture
-from features.spaces import feature_space
 from serve.busy import Queue
-from train.runs import features_of
-from train.towers import TwoTowers, embed, load_towers
+
+if TYPE_CHECKING:
+    from serve.run_encoder import RunEncoder
 
 MAX_UPLOAD_BYTES = 16 * 2**20
 WAITING = 4  # pictures that wait while one is looked at; half a second each
 UPLOAD_TIMEOUT_S = 5.0  # of the gate, for one picture of a person who waits
-
-
-class RunEncoder:
-    """The network and the image tower of one run."""
-
-    def __init__(self, paths: Paths, run: str) -> None:
-        directory = paths.run(run)
-        manifest = open_artifact(directory, "run", make=f'make train ARGS="run={run}"')
-        gate = open_artifact(paths.artifact("collection"), "collection", make="make crawl").must_match["gate"]
-        features = features_of(manifest, paths)
-        if feature_space(features, gate) != manifest.must_match["feature_space"]:
-            raise ArtifactError(f"run '{run}' was trained on features of another gate or backbone; train it anew")
-        self.pictures = SinglePicture(features, gate)
-        self.towers: TwoTowers = load_towers(directory / "towers.safetensors")
-
-    def embedding(self, jpeg: bytes) -> np.ndarray:
-        """Return the embedding (D,) float32 of a stored JPEG."""
-        feature = torch.from_numpy(self.pictures.feature(jpeg)[None])
-        return np.asarray(embed(self.towers.image, feature)[0].numpy())
 
 
 class Encoders:
@@ -63,6 +41,8 @@ class Encoders:
         Raises:
             ArtifactError: the run, its backbone or its towers cannot be opened.
         """
+        from serve.run_encoder import RunEncoder  # torch takes seconds to import, and most servers never need it
+
         with self._lock:
             if run not in self._opened:
                 self._opened[run] = RunEncoder(self._paths, run)

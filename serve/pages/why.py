@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import threading
+from typing import TYPE_CHECKING
 
 from cachetools import LRUCache
 from flask import Response, abort, current_app
 
 from configs.artifacts import ArtifactError
-from features.single_picture import seen
 from serve.api.images import no_such_image
 from serve.api.request_values import current_searcher
 from serve.encoders import Encoders
@@ -16,7 +16,9 @@ from serve.pages.asked import Asked, asked_argument
 from serve.pages.blueprint import bp
 from serve.pages.files import DAY_S, kept
 from serve.searchers.base import Hit, Searcher
-from serve.why import Shares, overlay, shares_of
+
+if TYPE_CHECKING:
+    from serve.why import Shares
 
 KEPT = 256  # pictures with a query, a few hundred bytes each
 
@@ -44,6 +46,8 @@ class Explanations:
         direction, jpeg = searcher.direction(question, image_id), searcher.jpeg(image_id)
         if direction is None or jpeg is None:
             return None
+        from serve.why import shares_of  # with torch, which takes seconds to import and most servers never need
+
         with encoders.queue.turn():
             encoder = encoders.of(searcher.run)
             shares = shares_of(encoder.pictures, encoder.towers.image, jpeg, direction)
@@ -79,6 +83,9 @@ def explain(searcher: Searcher, asked: Asked, image_id: str) -> Shares | None:
 
 def draw(searcher: Searcher, hit: Hit, shares: Shares) -> bytes:
     """Draw shares over the part of a picture that the network sees."""
+    from features.single_picture import seen
+    from serve.why import overlay
+
     encoders: Encoders = current_app.extensions["encoders"]
     box = seen(hit.width, hit.height, encoders.of(searcher.run).pictures.backbone)
     return overlay(shares, hit.width, hit.height, box)
