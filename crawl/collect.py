@@ -283,6 +283,9 @@ def collect(cfg: CrawlConfig) -> Path:
     source = _open(cfg)
     with exclusive(directory):
         try:
+            if cfg.dry_run:
+                source.rehearse()
+                return directory
             source.begin(cfg.retry, cfg.refresh)
             return _collect(cfg, source, relations, directory)
         finally:

@@ -172,3 +172,39 @@ def test_the_same_crawl_again_asks_for_nothing(crawled, caplog):
         collect(crawled.cfg)
     assert "already done" in caplog.text
     assert len(crawled.web.asked) == before
+
+
+def test_the_report_counts_by_outcome_host_status_tag_and_licence(crawled):
+    text = (crawl_directory(crawled.cfg) / "report.txt").read_text(encoding="utf-8")
+    titles = ["By outcome", "By host", "By status of HTTP", "By tag", "By licence", "Politeness"]
+    assert [line for line in text.splitlines() if line in titles] == titles
+    lines = {" ".join(line.split()) for line in text.splitlines()}
+    assert {"picture failed stall 2 retry=stall", "picture failed status_410 1 asked once: it stays so"} <= lines
+    assert {"embedded 22", "https://l.test/by 1", "503 1"} & lines == {"embedded 22", "https://l.test/by 1"}
+    page = (crawl_directory(crawled.cfg) / "report.html").read_text(encoding="utf-8")
+    assert "&lt;script&gt;" in page
+    assert "<script>" not in page
+    assert "src=" not in page
+
+
+def test_the_politeness_report_shows_what_was_owed_and_kept(crawled):
+    lines = (crawl_directory(crawled.cfg) / "report.txt").read_text(encoding="utf-8").splitlines()
+    slow = next(line.split() for line in lines[lines.index("Politeness") :] if line.startswith("slow.test"))
+    assert slow[1:4] == ["5", "0.3", "0.3"]
+    busy = next(line.split() for line in lines[lines.index("Politeness") :] if line.startswith("busy.test"))
+    assert int(busy[5]) >= 3
+    assert float(busy[6]) > 1.5
+
+
+def test_a_dry_run_asks_for_rules_alone(crawled, tmp_path, caplog):
+    before = len(crawled.web.asked)
+    start = [crawled.web.url("rules", path) for path in ("/private/1.html", "/meta-noai")] + [
+        crawled.web.url("slow", "/")
+    ]
+    config = web_config(crawled.web, tmp_path, dry_run=True, source=WebSource(start=start))
+    with caplog.at_level("INFO"):
+        collect(config)
+    assert {each.path for each in crawled.web.asked[before:]} == {"/robots.txt", "/.well-known/tdmrep.json"}
+    told = {" ".join(line.split()) for line in caplog.text.splitlines()}
+    assert {"rules.test 1 1 0 0.0 0.0", "slow.test 1 0 0 0.3 0.0"} <= told
+    assert not (tmp_path / "collection" / "manifest.json").exists()

@@ -64,9 +64,11 @@ class Frontier:
     Args:
         state: the database; jobs that rules forbid are refused there without being handed out.
         options: of the fetcher.
+        dry: hand out nothing but questions for rules, and pass over the rest.
     """
 
-    def __init__(self, state: State, options: FetchOptions) -> None:
+    def __init__(self, state: State, options: FetchOptions, dry: bool = False) -> None:
+        self.dry = dry
         self.state = state
         self.options = options
         self.hosts: dict[str, Host] = {}
@@ -148,6 +150,9 @@ class Frontier:
             host.queue.popleft()
             if job.kind != API and (reason := self._forbidden(job)):
                 self._turn_away(job, reason)
+                continue
+            if self.dry:
+                self.state.pass_over(job, self.gap(host), host.delay_s)
                 continue
             self.state.take(job)
             self._start(host, now)

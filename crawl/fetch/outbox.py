@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from crawl.fetch.found import PICTURE, About
-from crawl.fetch.state import DONE, FAILED, REFUSED, TODO, get_meta, opened, set_meta, transaction
+from crawl.fetch.state import DONE, FAILED, REFUSED, TODO, get_meta, opened, read_tally, set_meta, transaction
 
 _PIECE = 64  # rows that are read at a time, with their bytes
 _COLUMNS = "seq, outbox.url, urls.url, about, fetched_at, outbox.image_id, outbox.reason, outbox.detail, body"
@@ -41,6 +41,18 @@ class Outbox:
     def close(self) -> None:
         """Close the database."""
         self.db.close()
+
+    def copy_to(self, path: Path) -> None:
+        """Copy the database as it is now."""
+        other = opened(path)
+        try:
+            self.db.backup(other)
+        finally:
+            other.close()
+
+    def tally(self) -> dict[str, int]:
+        """Return how far the crawl is."""
+        return read_tally(self.db)
 
     @property
     def number(self) -> int:

@@ -24,6 +24,7 @@ class Order:
     database: str
     options: FetchOptions
     source: SourceConfig
+    dry: bool = False  # ask for rules alone
 
     def as_json(self) -> str:
         """Return it as one line."""
@@ -34,7 +35,7 @@ class Order:
         """Read it back."""
         kinds = {kind.name: kind for kind in SOURCES}
         source = kinds[told["source"]["name"]](**told["source"])
-        return Order(told["database"], FetchOptions(**told["options"]), source)
+        return Order(told["database"], FetchOptions(**told["options"]), source, told["dry"])
 
 
 class FetchProcess:

@@ -62,20 +62,19 @@ class Fetcher(Spider):
 
     name = "tagtower"
 
-    def __init__(self, state: State, options: FetchOptions, finder: Finder, **kwargs: Any) -> None:
+    def __init__(self, state: State, options: FetchOptions, finder: Finder, dry: bool, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.crawl = state
         self.options = options
         self.finder = finder
-        self.frontier = Frontier(state, options)
+        self.frontier = Frontier(state, options, dry)
         self.stopping = False
-        self._paused_at = -POLL_S
+        self._looked_at = -POLL_S
         self._full = False
         self._sleeping: Deferred[None] | None = None
         self._position = get_meta(state.db, "position")
         self._listed = bool(get_meta(state.db, "listed"))
         self._entries = None if self._listed else finder.entries(self._position)
-        self._ahead = state.num_to_do()
 
     # Handing out
 
@@ -115,27 +114,25 @@ class Fetcher(Spider):
             timer.cancel()
 
     def _list_more(self) -> None:
-        if self._entries is None or self._ahead >= LIST_AHEAD:
+        if self._entries is None or self.crawl.tally["to do"] >= LIST_AHEAD:
             return
         piece: list[Entry] = list(islice(self._entries, LIST_PIECE))
         self._listed = len(piece) < LIST_PIECE
         self.crawl.add_entries(piece, self._position, self._listed)
         self._position += len(piece)
-        self._ahead += len(piece)
         if self._listed:
             self._entries = None
 
     def _next(self) -> Job | None:
         if self.frontier.active >= self.options.concurrent or self._is_full():
             return None
-        job = self.frontier.next(time.time())
-        self._ahead -= job is not None and not job.errand_of
-        return job
+        return self.frontier.next(time.time())
 
     def _is_full(self) -> bool:
         """Say whether more pictures wait for the gate than may."""
-        if time.monotonic() - self._paused_at >= POLL_S:
-            self._paused_at = time.monotonic()
+        if time.monotonic() - self._looked_at >= POLL_S:
+            self._looked_at = time.monotonic()
+            self.crawl.save_tally()
             self._full = self.crawl.waiting_bytes() > self.options.spool_mb * 2**20
         return self._full
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,9 +20,13 @@ from crawl.fetch.urls import BadUrl, canonical, host_of, pattern_of
 
 TODO, FLIGHT, DONE, REFUSED, FAILED = range(5)
 STATES = ("to do", "in flight", "done", "refused", "failed")
-MOVED, UNCHANGED = "moved", "unchanged"  # reasons of what is done
+MOVED, UNCHANGED, WOULD_ASK = "moved", "unchanged", "would be asked"  # reasons of what is done; the last in a dry run
 SCHEMA_VERSION = 1
 _BUSY_S = 60.0
+_TALLY = ("pages", "pictures", "refused", "failed", "to do")
+
+Database = sqlite3.Connection
+
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS urls (
@@ -119,14 +124,23 @@ class State:
         self.bounds = bounds
         self.new_hosts: set[str] = set()  # hosts that got something to do since this was emptied
         self.db = opened(path)
+        self.tally = Counter(read_tally(self.db))
 
     def close(self) -> None:
         """Close the database."""
+        self.save_tally()
         self.db.close()
 
-    def recover(self) -> int:
-        """Put back what was in flight when the last process ended; return how many."""
-        return self.db.execute("UPDATE urls SET state = ? WHERE state = ?", (TODO, FLIGHT)).rowcount
+    def recover(self) -> None:
+        """Put back what was in flight when the last process ended."""
+        self.db.execute("UPDATE urls SET state = ? WHERE state = ?", (TODO, FLIGHT))
+        self.tally["to do"] = self.num_to_do()
+
+    def save_tally(self) -> None:
+        """Write down how far the crawl is, for the one who shows it."""
+        with transaction(self.db):
+            for name in _TALLY:
+                set_meta(self.db, f"num {name}", self.tally[name])
 
     # What is to do
 
@@ -187,6 +201,7 @@ class State:
         with transaction(self.db):
             new = sum(self._add(entry, page=job.id, depth=job.depth + 1) for entry in entries)
             self._done(job, answered)
+            self._ended("refused" if opt_out else "pages")
             if opt_out:
                 self.db.execute("UPDATE urls SET state = ?, reason = ? WHERE id = ?", (REFUSED, opt_out, job.id))
             if job.kind in (PAGE, API):
@@ -257,6 +272,9 @@ class State:
         )
         if cursor.rowcount and state == TODO:
             self.new_hosts.add(host)
+            self.tally["to do"] += 1
+        elif cursor.rowcount:
+            self.tally["refused"] += 1
         return int(cursor.lastrowid or 0) if cursor.rowcount else 0
 
     def _mention(self, url: str, about: About, page: int, depth: int) -> bool:
@@ -314,6 +332,7 @@ class State:
         with transaction(self.db):
             row = self.db.execute("SELECT image_id FROM urls WHERE id = ?", (job.id,)).fetchone()
             self._done(job, answered, UNCHANGED if row[0] == image_id else "")
+            self._ended("pictures")
             if row[0] != image_id:
                 self.db.execute(
                     "UPDATE urls SET image_id = ?, num_bytes = ? WHERE id = ?", (image_id, len(body), job.id)
@@ -323,6 +342,11 @@ class State:
     def finish_unchanged(self, job: Job) -> None:
         """Note that an answer is that of the last time (304)."""
         self._done(job, Answered(304, job.etag or "", job.modified or ""), UNCHANGED)
+        self._ended("pictures" if job.kind == PICTURE else "pages")
+
+    def _ended(self, how: str) -> None:
+        self.tally[how] += 1
+        self.tally["to do"] -= 1
 
     def _done(self, job: Job, answered: Answered, reason: str = "") -> None:
         self.db.execute(
@@ -352,6 +376,7 @@ class State:
                 "UPDATE urls SET state = ?, reason = ?, status = ?, target = ? WHERE id = ?",
                 (DONE, MOVED, status, target, job.id),
             )
+            self.tally["to do"] -= 1
             if job.kind == PICTURE:
                 rows = self.db.execute("SELECT page, about FROM mentions WHERE url = ?", (job.id,)).fetchall()
                 for page, about in rows:
@@ -371,7 +396,18 @@ class State:
             (TODO, kind, detail, status, retry_at, job.id),
         )
 
+    def pass_over(self, job: Job, gap: float, delay: float) -> None:
+        """Note in a dry run that an address would be asked for."""
+        self.tally["to do"] -= 1
+        self.db.execute("UPDATE urls SET state = ?, reason = ? WHERE id = ?", (DONE, WOULD_ASK, job.id))
+        self.db.execute(
+            "INSERT INTO asked (host, requests, gap, delay) VALUES (?, 0, ?, ?) ON CONFLICT (host) DO UPDATE SET "
+            "gap = excluded.gap, delay = excluded.delay",
+            (job.host, gap, delay),
+        )
+
     def _end(self, job: Job, state: int, reason: str, detail: str, status: int) -> None:
+        self._ended(STATES[state])
         with transaction(self.db):
             self.db.execute(
                 "UPDATE urls SET state = ?, reason = ?, detail = ?, status = ? WHERE id = ?",
@@ -463,3 +499,8 @@ def get_meta(db: sqlite3.Connection, key: str, default: int = 0) -> int:
 def set_meta(db: sqlite3.Connection, key: str, value: int) -> None:
     """Keep a number."""
     db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+
+
+def read_tally(db: sqlite3.Connection) -> dict[str, int]:
+    """Return how many pages, pictures, refusals and failures there were, and how much is to do."""
+    return {name: get_meta(db, f"num {name}") for name in _TALLY}

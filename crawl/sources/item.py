@@ -65,6 +65,14 @@ class Ledger:
             asked = "refresh=true" if refresh else f"retry={retry}"
             raise ArtifactError(f"{asked} is for sources of the network; a source on disk knows retry=true alone")
 
+    def rehearse(self) -> None:
+        """Tell what would be asked of whom.
+
+        Raises:
+            ArtifactError: the source asks nobody.
+        """
+        raise ArtifactError("dry_run=true is for sources of the network; a source on disk asks nobody")
+
     def filed(self, item: SourceItem, reason: str, detail: str) -> None:
         """Take note of what became of an item: a reason where it was refused, else nothing."""
 

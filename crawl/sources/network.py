@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
 
 from configs.artifacts import ArtifactError, digest
 from crawl.config import (
@@ -22,12 +26,17 @@ from crawl.fetch.faults import TRANSIENT
 from crawl.fetch.found import Finder
 from crawl.fetch.outbox import Outbox, Parcel
 from crawl.fetch.process import FetchProcess, Order
+from crawl.fetch.report import as_text, rehearsal, write_report
+from crawl.fetch.state import opened
 from crawl.ingest import TRANSIENT as TRANSIENT_AT_THE_GATE
 from crawl.sources.item import Source, SourceItem, Unreadable
 
+log = logging.getLogger(__name__)
+
 DATABASE = "state.sqlite"
+DRY_DATABASE = "dry.sqlite"
 _POLL_S = 0.05
-_NOTED_EVERY = 100  # items
+_TELL_S = 1.0
 
 
 def open_finder(config: SourceConfig, agent: str) -> Finder:
@@ -82,6 +91,7 @@ class Network(Source):
         self.outbox = Outbox(self.directory / DATABASE)
         self._process: FetchProcess | None = None
         self._taken = 0
+        self._told_at = 0.0
 
     def begin(self, retry: str, refresh: bool) -> None:
         """Begin another pass where one is asked for and the last one is in the collection."""
@@ -103,15 +113,46 @@ class Network(Source):
             )
         self.outbox.drop(start)  # a kill may have come between the commit of a shard and this
         self._taken = start
-        self._process = FetchProcess(Order(str(self.directory / DATABASE), self.cfg.fetch, self.cfg.source))
-        while True:
-            running = self._process.is_running  # asked first: what it sent before its end is read below
-            for parcel in self.outbox.parcels(self._taken):
-                self._taken += 1
-                yield self._item(parcel)
-            if not running:
-                return
+        self._process = FetchProcess(self._order(DATABASE))
+        with tqdm(desc="crawl", unit="address", mininterval=1.0) as bar:
+            while True:
+                running = self._process.is_running  # asked first: what it sent before its end is read below
+                for parcel in self.outbox.parcels(self._taken):
+                    self._taken += 1
+                    yield self._item(parcel)
+                    self._tell(bar)
+                if not running:
+                    return
+                self._tell(bar)
+                time.sleep(_POLL_S)
+
+    def _order(self, database: str, dry: bool = False) -> Order:
+        return Order(str(self.directory / database), self.cfg.fetch, self.cfg.source, dry)
+
+    def _tell(self, bar: Any) -> None:
+        """Show how far the crawl is, once a second, and let the fetcher know what was taken out."""
+        if time.monotonic() < self._told_at + _TELL_S:
+            return
+        self._told_at = time.monotonic()
+        self.outbox.write_down(self._taken)
+        tally = self.outbox.tally()
+        ended = sum(tally.values()) - tally["to do"]
+        bar.total = ended + tally["to do"]  # what is known so far: tqdm's time left is for that
+        bar.set_postfix({name.replace(" ", "_"): count for name, count in tally.items()}, refresh=False)
+        bar.update(ended - bar.n)
+
+    def rehearse(self) -> None:
+        """Tell what would be asked of whom, asking for nothing but the rules of each site."""
+        database = self.directory / DRY_DATABASE
+        _remove(database)
+        self.outbox.copy_to(database)
+        self._process = FetchProcess(self._order(DRY_DATABASE, dry=True))
+        while self._process.is_running:
             time.sleep(_POLL_S)
+        db = opened(database)
+        log.info("%s", as_text(rehearsal(db)))
+        db.close()
+        _remove(database)
 
     def _item(self, parcel: Parcel) -> SourceItem:
         about, problem = parcel.about, None
@@ -151,9 +192,17 @@ class Network(Source):
         if not self.outbox.is_sealed:
             self.outbox.write_down(self._taken)
             self.outbox.seal()
+            title = f"Crawl of {self.cfg.source.name}, pass {self.outbox.number}"
+            page = write_report(self.directory, self.directory / DATABASE, title)
+            log.info("by host, reason, tag and licence: %s, and the same as text beside it", page)
 
     def end(self) -> None:
         """End the fetching process, and close the database."""
         if self._process is not None:
             self._process.stop()
         self.outbox.close()
+
+
+def _remove(database: Path) -> None:
+    for suffix in ("", "-wal", "-shm"):
+        database.with_name(database.name + suffix).unlink(missing_ok=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import lxml.html
@@ -19,6 +20,18 @@ HTML_TYPES = ("text/html", "application/xhtml+xml", "application/vnd.wap.xhtml+x
 _BLANKS = re.compile(r"\s+")
 _REFRESH = re.compile(r"^\s*[\d.]*\s*[;,]?\s*url\s*=\s*['\"]?([^'\">]*)", re.I)
 _SILENT = re.compile(r"\s*(mailto|javascript|tel|sms|about|blob|whatsapp|skype|android-app|ios-app):", re.I)
+
+
+@dataclass(frozen=True)
+class Described:
+    """A picture and what is said of it; empty where nothing is."""
+
+    url: str = ""
+    tags: tuple[str, ...] = ()
+    title: str = ""
+    caption: str = ""
+    licence: str = ""
+    author: str = ""
 
 
 class Page:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from extruct.jsonld import JsonLdExtractor
 from extruct.opengraph import OpenGraphExtractor
 from extruct.w3cmicrodata import MicrodataExtractor
 
-from crawl.sources.page import Page
+from crawl.sources.page import Described, Page
 
 MAX_NESTING = 40
 _PICTURE_TYPES = {"ImageObject", "Photograph", "Photo", "Painting", "VisualArtwork", "Drawing"}
@@ -18,18 +18,6 @@ _ADDRESSES = ("contentUrl", "url", "@id")
 _PICTURES = ("image", "photo", "primaryImageOfPage", "associatedMedia")
 # What leads to people, firms and small versions, whose pictures are not meant.
 _ASIDE = {"logo", "publisher", "author", "creator", "thumbnail", "thumbnailUrl", "provider", "copyrightHolder", "brand"}
-
-
-@dataclass(frozen=True)
-class Described:
-    """A picture and what is said of it; empty where nothing is."""
-
-    url: str = ""
-    tags: tuple[str, ...] = ()
-    title: str = ""
-    caption: str = ""
-    licence: str = ""
-    author: str = ""
 
 
 def described_pictures(page: Page, separator: str) -> list[Described]:

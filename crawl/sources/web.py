@@ -15,13 +15,13 @@ from crawl.fetch.manners import forbids_following, opted_out
 from crawl.fetch.urls import BadUrl, canonical, host_of
 from crawl.sources.item import clean_text
 from crawl.sources.largest import is_picture_file, versions
-from crawl.sources.page import Page, check_selector, text_of
-from crawl.sources.structured import Described, described_pictures
+from crawl.sources.page import Described, Page, check_selector, text_of
 
 SELECTORS = ("block", "picture", "tags", "title", "caption", "licence", "author")
 MAX_HTML_DEPTH = 200  # libxml2 leaves out what is deeper than 256, so that the page would be read in part
 _FURNITURE = "ancestor::nav or ancestor::header[not(ancestor::article)] or ancestor::footer or ancestor::aside"
 _KEYWORDS = "//meta[translate(@name, 'KEYWORDS', 'keywords') = 'keywords' or @property = 'article:tag']"
+_HAS_DATA = "boolean(//script[@type='application/ld+json'] | //*[@itemscope] | //meta[starts-with(@property, 'og:')])"
 _TAG_LINKS = "a[rel~=tag]"
 _LICENCE = "//a[contains(concat(' ', @rel, ' '), ' license ')]/@href | //link[@rel = 'license']/@href"
 _AUTHOR = "//meta[@name = 'author'] | //a[@rel = 'author']"
@@ -116,7 +116,7 @@ class Web(Finder):
         common = self._common(page, block)
         if self.config.picture:
             chosen = page.select(self.config.picture, block)
-        elif self.config.structured and block is None and (described := described_pictures(page, self._separator)):
+        elif self.config.structured and block is None and (described := self._described(page)):
             for each in described:
                 if url := page.address(each.url):
                     yield Picture(url, self._about(page, block, common, each, url))
@@ -126,6 +126,13 @@ class Web(Finder):
         for element in chosen:
             if url := self._largest(page, element):
                 yield Picture(url, self._about(page, block, common, _said_beside(element), url))
+
+    def _described(self, page: Page) -> list[Described]:
+        if not page.root.xpath(_HAS_DATA):
+            return []
+        from crawl.sources.structured import described_pictures  # extruct brings all of RDF with it
+
+        return described_pictures(page, self._separator)
 
     def _largest(self, page: Page, element: Any) -> str:
         refused_before = len(page.refused)
