@@ -34,9 +34,10 @@ def compare() -> ResponseReturnValue:
         return render_template(
             "compare_start.html", runs=runs, blind=blind, verdict=verdict_of(runs), offered=offered(blind)
         )
+    found = {run: timed(run, text) for run in runs}
     text = topic_and_query(current_searcher(runs[0]), text)[1]  # as written by all who vote on it
     shown = sides_of(text, runs) if blind else runs
-    answers = [timed(run, text) for run in shown]
+    answers = [found[run] for run in shown]
     left, right, overlap = place(answers[0][0], answers[1][0])
     return render_template(
         "compare.html",
@@ -56,9 +57,10 @@ def compare() -> ResponseReturnValue:
 def vote() -> ResponseReturnValue:
     """Keep a blind vote, and tell which side was which."""
     refuse_foreign_origin()
-    runs, text, chosen = two_runs(), query_argument(), request.form.get("winner", "")
-    if chosen not in (LEFT, RIGHT, TIE) or not text:
-        abort(400, "a vote names a question, and left, right or tie")
+    runs, chosen = two_runs(), request.form.get("winner", "")
+    if chosen not in (LEFT, RIGHT, TIE):
+        abort(400, "a vote names left, right or tie")
+    text = topic_and_query(current_searcher(runs[0]), query_argument())[1]
     sides = sides_of(text, runs)
     winner = {LEFT: sides[0], RIGHT: sides[1], TIE: TIE}[chosen]
     first, second = sorted(runs)

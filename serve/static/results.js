@@ -112,3 +112,15 @@ if (form) {
     refine();
   });
 }
+
+// A click beside the filters, or Escape, closes them.
+
+const filters = document.querySelector(".filters");
+if (filters) {
+  document.addEventListener("pointerdown", (event) => filters.contains(event.target) || (filters.open = false));
+  filters.addEventListener("keydown", (event) => {
+    if (event.key !== "Escape") return;
+    filters.open = false;
+    filters.querySelector("summary").focus();
+  });
+}
