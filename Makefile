@@ -14,7 +14,7 @@ SERVE := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(PYTHON) -m serve
 SAMPLE := paths.data=data/sample paths.runs=runs/sample
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help demo sample serve crawl index tag_vectors image_features reduce features audit train sweep \
+.PHONY: help demo sample serve crawl takedown index tag_vectors image_features reduce features audit train sweep \
 	evaluate reproduce reverse compare export publish judgements verify bench test lint format lock clean
 
 help: ## list the targets
@@ -41,6 +41,9 @@ runs/sample/.made: $(READY) $(shell git ls-files 'configs/*' 'crawl/*' 'features
 
 crawl: $(READY) ## bring images in: ARGS="source=folder source.path=pictures"
 	@$(PYTHON) -m crawl.collect $(ARGS)
+
+takedown: $(READY) ## take pictures out of every store, for ever, and prove it: ARGS="images=[<image_id>] reason=asked"
+	@$(PYTHON) -m crawl.takedown $(ARGS)
 
 index: $(READY) ## invert the tags of the collection
 	@$(PYTHON) -m features.build_index $(ARGS)

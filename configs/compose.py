@@ -6,11 +6,11 @@ import errno
 import logging
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -194,6 +194,19 @@ def resolved(config: Any) -> dict[str, Any]:
     if not is_dataclass(config) or isinstance(config, type):
         raise TypeError(f"expected a dataclass instance, got {config!r}")
     return asdict(config)
+
+
+def restored(values: Mapping[str, Any], schema: type[T], paths: Paths) -> T:
+    """Return the config that a manifest keeps, for the places where its artifacts lie now.
+
+    Raises:
+        ConfigError: it is of another version, with keys or values that this one does not know.
+    """
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create({**values, "paths": resolved(paths)}))
+        return typed(cast("DictConfig", merged), schema)
+    except OmegaConfBaseException as error:
+        raise ConfigError(str(error).splitlines()[0]) from error
 
 
 def recipe_config(config: Any) -> dict[str, Any]:

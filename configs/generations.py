@@ -82,10 +82,28 @@ def _point_to(root: Path, name: str) -> None:
         atomic_write(pointer, name + "\n")
 
 
+def drop_others(root: Path) -> None:
+    """Remove all generations but the one in force, and what a killed process left of others."""
+    remove_partials(root)
+    _prune(root, keep=1)
+
+
+def drop_all(root: Path) -> None:
+    """Remove all generations; without a pointer first, so that none is named that is gone."""
+    (root / CURRENT).unlink(missing_ok=True)
+    remove_partials(root)
+    for path in generations(root):
+        _drop(root, path)
+
+
+def _drop(root: Path, generation: Path) -> None:
+    """Remove a generation under a partial name, because a half-deleted directory is no artifact."""
+    shutil.rmtree(generation.rename(root / f"{PARTIAL}{os.getpid()}-{generation.name}"))
+
+
 def _prune(root: Path, keep: int) -> None:
     in_force = (root / CURRENT).read_text(encoding="utf-8").strip()
     oldest_first = sorted(generations(root), key=lambda path: ((path / MANIFEST).stat().st_mtime_ns, path.name))
     spare = [path for path in oldest_first if path.name != in_force]
     for path in spare[: max(0, len(spare) - (keep - 1))]:
-        doomed = path.rename(root / f"{PARTIAL}{os.getpid()}-{path.name}")  # a half-deleted directory is no artifact
-        shutil.rmtree(doomed)
+        _drop(root, path)

@@ -320,6 +320,32 @@ GROUPS = ("page", "author", "host", "none")
 
 
 @dataclass
+class TakedownConfig:
+    """Take pictures down: out of every store, for ever."""
+
+    paths: Paths = field(default_factory=Paths)
+    images: list[str] = field(default_factory=list)  # image_ids
+    urls: list[str] = field(default_factory=list)  # addresses of pictures, which are never asked for again
+    pages: list[str] = field(default_factory=list)  # addresses of pages, all of whose pictures go
+    reason: str = ""  # kept in the tombstone; needed where anything is named
+
+    def __post_init__(self) -> None:
+        if strange := [image for image in self.images if not re.fullmatch(r"[0-9a-f]{16}", image)]:
+            raise ValueError(f"images must be image_ids of 16 hex digits, got '{strange[0]}'")
+        if strange := [url for url in (*self.urls, *self.pages) if "://" not in url]:
+            raise ValueError(f"urls and pages must be whole addresses such as https://..., got '{strange[0]}'")
+        if (self.images or self.urls or self.pages) and not self.reason.strip():
+            raise ValueError("reason must say why, for whoever asks later; give it as `reason=<text>`")
+
+
+@dataclass
+class ForgetConfig:
+    """What each package does for a takedown."""
+
+    paths: Paths = field(default_factory=Paths)
+
+
+@dataclass
 class CrawlConfig:
     """Bring images and their tags through the gate into the collection."""
 

@@ -11,7 +11,7 @@ import json
 import os
 import tarfile
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -193,11 +193,11 @@ class JpegReader:
         self.collection = collection
         self._descriptors: dict[Path, int] = {}
 
-    def read(self, location: np.void, image_id: str) -> bytes:
+    def read(self, location: np.void | Mapping[str, int], image_id: str) -> bytes:
         """Return the bytes of one JPEG after a look at the tar header before it, which names the image.
 
         Args:
-            location: a `LOCATION` scalar.
+            location: a `LOCATION` scalar, or its fields.
             image_id: of the image that should lie there.
 
         Raises:

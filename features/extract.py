@@ -18,6 +18,7 @@ from tqdm import tqdm
 from configs.artifacts import ArtifactError, remove_partials
 from configs.compose import Paths, register, run_stage
 from configs.executors import map_parts
+from crawl.tombstones import Tombstones
 from features.backbones import settle
 from features.calibrate import calibrate
 from features.config import ImageFeaturesConfig
@@ -100,6 +101,7 @@ def extract(cfg: ImageFeaturesConfig) -> Path:
     store = FeatureStore(extracted_directory(cfg, gate), settle(cfg.backbone).width)
     store.directory.mkdir(parents=True, exist_ok=True)
     remove_partials(store.directory)
+    store.drop(Tombstones(cfg.paths.artifact("collection")).image_ids)
     missing = store.missing(index)
     if not len(missing) and is_sealed(store):
         log.info("already done: %s", store.directory)

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -108,6 +109,29 @@ class FeatureStore:
         part = _part_name(ids)
         atomic_write(self.directory / f"{part}.ids", ids)
         save_array(self.directory / f"{part}.npy", stored)
+
+    def drop(self, image_ids: Iterable[str]) -> int:
+        """Remove the features of images: parts that hold one are written anew without it; return how many did.
+
+        A part goes after the one that takes its place is there, and its array, which commits it, goes first.
+        """
+        gone = np.array(sorted(image_ids), dtype="S16")
+        touched = 0
+        for part in self.parts() if len(gone) else ():
+            ids = self.ids(part)
+            kept = ~np.isin(ids, gone)
+            if kept.all():
+                continue
+            if kept.any():
+                self.add(ids[kept], np.array(self.rows(part))[kept])
+            (self.directory / f"{part}.npy").unlink()
+            (self.directory / f"{part}.ids").unlink()
+            touched += 1
+        for ids_file in self.directory.glob("*.ids"):  # of a part that a killed call removed by half
+            alone = not ids_file.with_suffix(".npy").is_file()
+            if alone and np.isin(np.array(ids_file.read_bytes().split(), dtype="S16"), gone).any():
+                ids_file.unlink()
+        return touched
 
     def gather(self, image_ids: np.ndarray) -> np.ndarray:
         """Return (N, width) float16 features in the order of `image_ids`; one sequential copy of the store.
@@ -210,6 +234,25 @@ def _files_of(store: FeatureStore) -> list[str]:
 
 def seal_store(store: FeatureStore, cfg: ExtractionConfig, space: str, index: Manifest) -> Manifest:
     """Write the manifest over all parts; parts listed before and not written since are not hashed again."""
+    return _seal(store, resolved(cfg), {"feature_space": space}, {"index": index.content_id})
+
+
+def forget_features(directory: Path, image_ids: Iterable[str]) -> None:
+    """Drop images from a store of any feature space, and seal it again where it was sealed."""
+    manifest = read_manifest(directory)
+    arrays = sorted(path for path in directory.glob("*.npy") if not path.name.startswith("."))
+    if not arrays:
+        return
+    width = map_array(arrays[0], "<f2", (None, None)).shape[1]
+    store = FeatureStore(directory, width)
+    store.drop(image_ids)
+    if manifest is not None and not is_sealed(store):
+        _seal(store, manifest.config, manifest.must_match, manifest.provenance)
+
+
+def _seal(
+    store: FeatureStore, config: Mapping[str, Any], must_match: Mapping[str, str], provenance: Mapping[str, str]
+) -> Manifest:
     earlier, described = read_manifest(store.directory), {}
     if earlier:
         sealed_at = (store.directory / MANIFEST).stat().st_mtime_ns
@@ -221,10 +264,10 @@ def seal_store(store: FeatureStore, cfg: ExtractionConfig, space: str, index: Ma
     return seal(
         store.directory,
         "image_features",
-        config=resolved(cfg),
+        config=config,
         files=_files_of(store),
-        must_match={"feature_space": space},
-        provenance={"index": index.content_id},
+        must_match=must_match,
+        provenance=provenance,
         facts={"num_images": len(store.stored_ids()), "width": store.width, "num_parts": len(store.parts())},
         described=described,
     )

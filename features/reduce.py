@@ -34,6 +34,7 @@ from configs.artifacts import (
 )
 from configs.compose import register, resolved, run_stage
 from crawl.records import TRAIN
+from crawl.tombstones import Tombstones
 from features.config import FeatureSpaceConfig, ReduceConfig
 from features.image_features import FeatureStore, is_sealed, open_store, seal_store
 from features.inverted_index import InvertedIndex, open_index
@@ -237,6 +238,7 @@ def reduce(cfg: ReduceConfig) -> Path:
     store = FeatureStore(store_directory(cfg, gate), len(components))
     store.directory.mkdir(parents=True, exist_ok=True)
     remove_partials(store.directory)
+    store.drop(Tombstones(cfg.paths.artifact("collection")).image_ids)
     waiting = sorted(set(source.parts()) - set(store.parts()))  # a part has the same images and name in both
     if not waiting and is_sealed(store):
         log.info("already done: %s", store.directory)

@@ -16,7 +16,7 @@ import json
 import logging
 import secrets
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -167,6 +167,24 @@ class Judgements:
         asked = json.dumps([question, first, second, rater]).encode()
         coin = hmac.new(key, asked, hashlib.sha256).digest()[0] & 1
         return (second, first) if coin else (first, second)
+
+    def forget(self, image_ids: Iterable[str]) -> int:
+        """Delete all that was said of images, and of questions that name them; return how many rows went.
+
+        Nothing is left in free pages or in the log: the file is written anew.
+        """
+        named = [f"%{image_id}%" for image_id in image_ids]
+        with self._open() as store:
+            store.execute("PRAGMA secure_delete = ON")
+            gone = 0
+            for like in named:
+                said = "DELETE FROM judgements WHERE image_id LIKE ? OR question LIKE ? OR topic LIKE ?"
+                gone += store.execute(said, [like] * 3).rowcount
+                gone += store.execute("DELETE FROM votes WHERE question LIKE ?", [like]).rowcount
+        with closing(sqlite3.connect(self.directory / STORE, timeout=BUSY_S, isolation_level=None)) as store:
+            store.execute("VACUUM")
+            store.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        return gone
 
     def graded(self) -> list[dict[str, Any]]:
         """Return the judged results by topic and image_id, several raters' grades as their mean."""

@@ -19,7 +19,7 @@ class Thumbnails:
     """Makes thumbnails and keeps the latest; safe from several threads, and the same for all runs."""
 
     def __init__(self, cache_bytes: int = CACHE_BYTES) -> None:
-        self._kept: LRUCache[tuple[str, int], tuple[bytes, str]] = LRUCache(cache_bytes, getsizeof=_num_bytes)
+        self._kept: LRUCache[tuple[str, str, int], tuple[bytes, str]] = LRUCache(cache_bytes, getsizeof=_num_bytes)
         self._lock = threading.Lock()
 
     def get(self, searcher: Searcher, image_id: str, width_px: int) -> tuple[bytes, str] | None:
@@ -28,7 +28,7 @@ class Thumbnails:
         Raises:
             OSError: the stored picture does not decode.
         """
-        key = image_id, width_px
+        key = searcher.generation, image_id, width_px  # so that none outlives its picture, which may be taken down
         with self._lock:
             kept = self._kept.get(key)
         if kept is not None:

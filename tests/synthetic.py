@@ -88,7 +88,7 @@ def write_synthetic_collection(
             writer.add_image(record, jpeg(record))
         writer.commit({"recipe": recipe, "consumed": len(shard), "duplicates": 0, "config": {}})
         names += [f"{number:05d}.parquet", f"{number:05d}.tar", f"refused/{number:05d}.jsonl"]
-    facts = {"num_images": sum(map(len, shards or [records()]))}
+    facts = {"num_images": sum(map(len, shards or [records()])), "crawls": []}
     return seal(directory, "collection", config={}, files=names, must_match={"gate": GATE}, facts=facts)
 
 

@@ -1,6 +1,7 @@
 """The store of features: keyed by image_id, in any order, nothing that is no number."""
 
 import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -163,3 +164,38 @@ def test_a_part_with_bytes_too_many_is_refused(tmp_path):
         stream.write(b"more")
     with pytest.raises(ArtifactError, match="bytes, its header says"):
         store.gather(IDS[:2])
+
+
+def test_a_dropped_image_costs_its_part_alone(store):
+    untouched = set(store.parts()) - {part for part in store.parts() if IDS[3] in store.ids(part)}
+    assert store.drop([IDS[3].decode()]) == 1
+    assert untouched < set(store.parts())
+    assert len(store.parts()) == 3
+    kept = np.delete(IDS, 3)
+    assert (store.gather(kept) == rows_of(kept)).all()
+    assert IDS[3] not in store.stored_ids()
+
+
+def test_a_part_whose_images_all_go_goes(store):
+    assert store.drop([image_id.decode() for image_id in IDS[12:]]) == 1
+    assert (store.stored_ids() == IDS[:12]).all()
+    assert store.drop([image_id.decode() for image_id in IDS[12:]]) == 0
+
+
+@pytest.mark.parametrize("after", range(2))
+def test_a_drop_killed_between_two_files_is_finished_by_the_next(after, store, monkeypatch):
+    unlink, gone = Path.unlink, []
+
+    def kill(path, missing_ok=False):
+        if len(gone) == after:
+            raise KeyboardInterrupt
+        gone.append(path)
+        unlink(path, missing_ok)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "unlink", kill)
+        store.drop([IDS[3].decode()])
+    store.drop([IDS[3].decode()])
+    kept = np.delete(IDS, 3)
+    assert (store.gather(kept) == rows_of(kept)).all()
+    assert not any(IDS[3] in path.read_bytes() for path in store.directory.glob("*.ids"))

@@ -1,0 +1,178 @@
+"""Stage `takedown`: take pictures out of every store, for ever, and prove it.
+
+Reads   data/collection
+Writes  data/collection/tombstones; then every shard, index, store of features, audit, evaluation, comparison, judgement
+        and served generation that holds one of the pictures is written anew without it, or removed
+
+Interrupted anywhere it is finished by running it again, with the same arguments or with none.
+"""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from configs.artifacts import ArtifactError, exclusive
+from configs.compose import override, register, run_stage
+from crawl.compact import compact
+from crawl.config import TakedownConfig
+from crawl.shards import JpegReader, committed_shards
+from crawl.tombstones import TOMBSTONES_FILE, Tombstone, Tombstones, address_digest, jpeg_digest
+from crawl.traces import features_of, search
+
+log = logging.getLogger(__name__)
+FORGETTING = ("features.forget", "train.forget", "serve.forget")  # in this order: each reads what the former left
+
+
+@dataclass(frozen=True)
+class Held:
+    """A picture as a shard holds it."""
+
+    image_id: str
+    source_url: str
+    page_url: str
+    shard: int
+    offset: int
+    size: int
+
+
+def pictures(directory: Path) -> Iterator[Held]:
+    """Yield what committed shards hold, those of an unfinished crawl included."""
+    columns = ["image_id", "source_url", "page_url", "offset", "size"]
+    for number, path in enumerate(committed_shards(directory)):
+        for row in pq.read_table(path, columns=columns).to_pylist():
+            if row["offset"] >= 0:
+                yield Held(
+                    row["image_id"], row["source_url"] or "", row["page_url"] or "", number, row["offset"], row["size"]
+                )
+
+
+def chosen(cfg: TakedownConfig, directory: Path) -> list[Held]:
+    """Return the pictures that a config names, and those whose stored JPEG is the same, byte for byte."""
+    ids = set(cfg.images)
+    urls, pages = ({address_digest(url) for url in each} for each in (cfg.urls, cfg.pages))
+
+    def named(held: Held) -> bool:
+        by_url = bool(urls and held.source_url) and address_digest(held.source_url) in urls
+        by_page = bool(pages and held.page_url) and address_digest(held.page_url) in pages
+        return held.image_id in ids or by_url or by_page
+
+    found = [held for held in pictures(directory) if named(held)]
+    return [*found, *_same_jpegs(found, directory)]
+
+
+def _same_jpegs(found: Iterable[Held], directory: Path) -> list[Held]:
+    reader = JpegReader(directory)
+    try:
+        jpegs = {_read(reader, held) for held in found}
+        ids, sizes = {held.image_id for held in found}, {len(jpeg) for jpeg in jpegs}
+        alike = (held for held in pictures(directory) if held.size in sizes and held.image_id not in ids)
+        return [held for held in alike if _read(reader, held) in jpegs]
+    finally:
+        reader.close()
+
+
+def _read(reader: JpegReader, held: Held) -> bytes:
+    return reader.read({"shard": held.shard, "offset": held.offset, "size": held.size}, held.image_id)
+
+
+def _tombstones(cfg: TakedownConfig, directory: Path, known: Tombstones) -> list[Tombstone]:
+    """Return the tombstones that are missing yet.
+
+    Raises:
+        ArtifactError: an image_id of which nothing is known, which is probably a slip.
+    """
+    found = chosen(cfg, directory)
+    ids = {held.image_id for held in found}
+    if unknown := sorted(set(cfg.images) - ids - known.image_ids):
+        raise ArtifactError(
+            f"'{directory}' holds no image {', '.join(unknown)}, and none was taken down; nothing was changed. "
+            "Name pictures by image_id, or by where they came from: urls=[...], pages=[...]."
+        )
+    date = datetime.now(UTC).isoformat(timespec="seconds")
+    features = features_of([Path(cfg.paths.data)], ids)
+    reader = JpegReader(directory)
+    try:
+        stones = [
+            Tombstone(
+                image_id=held.image_id,
+                reason=cfg.reason,
+                date=date,
+                addresses=(address_digest(held.source_url),) if held.source_url else (),
+                jpeg=jpeg_digest(_read(reader, held)),
+                features=tuple(sorted(features[held.image_id])),
+            )
+            for held in found
+        ]
+    finally:
+        reader.close()
+    alone = [url for url in (*cfg.urls, *cfg.pages) if not known.is_taken_down(urls=[url])]
+    covered = {address for stone in stones for address in stone.addresses}
+    addresses = tuple(each for each in map(address_digest, alone) if each not in covered)
+    return [*stones, *([Tombstone(reason=cfg.reason, date=date, addresses=addresses)] if addresses else [])]
+
+
+def takedown(cfg: TakedownConfig) -> Path:
+    """Take pictures down and prove it; return the tombstones. Callable from tests without Hydra.
+
+    Raises:
+        ArtifactError: a stage could not do its part, or a store still holds a picture.
+    """
+    directory = cfg.paths.artifact("collection")
+    if not directory.is_dir():
+        raise ArtifactError(f"no collection in '{directory}'; set paths.data to the directory that has one")
+    with exclusive(directory):
+        compact(directory)  # what an interrupted takedown left half done, so that the tables are right
+        before = Tombstones(directory)
+        after = before.add(_tombstones(cfg, directory, before))
+        log.info("%d tombstones, %d of them new", len(after.all), len(after.all) - len(before.all))
+        log.info("%d shards rewritten", compact(directory))
+    failed = [module for module in FORGETTING if _status(module, cfg)]
+    if failed:
+        raise ArtifactError(
+            f"{' and '.join(failed)} did not end well, as is told above; the tombstones stand. Put right what is named "
+            "there and run `make takedown` again, without arguments."
+        )
+    prove(cfg, after)
+    return directory / TOMBSTONES_FILE
+
+
+def _status(module: str, cfg: TakedownConfig) -> int:
+    """Run what a later package does for a takedown, as a process, because nothing here may import it."""
+    paths = [override("paths.data", cfg.paths.data), override("paths.runs", cfg.paths.runs)]
+    return subprocess.run([sys.executable, "-m", module, *paths]).returncode  # noqa: S603 - our own modules
+
+
+def prove(cfg: TakedownConfig, tombstones: Tombstones) -> None:
+    """Search all stores for all that was ever taken down, and say what was searched.
+
+    Raises:
+        ArtifactError: something is left, with the files.
+    """
+    roots = [path for path in (Path(cfg.paths.data), Path(cfg.paths.runs)) if path.is_dir()]
+    searched = search(roots, tombstones.all)
+    log.info(
+        "searched %d files (%.1f MiB) below %s for %d images: %d tables decoded, %d members of tars and %d rows of "
+        "features compared by digest",
+        searched.num_files, searched.num_bytes / 2**20, " and ".join(map(str, roots)), len(tombstones.image_ids),
+        searched.num_tables, searched.num_jpegs, searched.num_rows,
+    )  # fmt: skip
+    if searched.found:
+        raise ArtifactError(
+            f"{len(searched.found)} traces are left: {'; '.join(searched.found[:10])}. Delete what no stage knows of, "
+            "take the picture down in collections that lie there too, and run `make takedown` again."
+        )
+    log.info("nothing but '%s' tells of them", tombstones.path)
+
+
+register("takedown", TakedownConfig)
+
+if __name__ == "__main__":
+    run_stage(takedown, TakedownConfig, "takedown")
