@@ -13,6 +13,7 @@ import logging
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,9 +24,13 @@ from configs.artifacts import ArtifactError, exclusive
 from configs.compose import override, register, run_stage
 from crawl.compact import compact
 from crawl.config import TakedownConfig
+from crawl.fetch.found import About
+from crawl.fetch.state import REFUSED, opened, transaction
+from crawl.records import image_id_of
 from crawl.shards import JpegReader, committed_shards
-from crawl.tombstones import TOMBSTONES_FILE, Tombstone, Tombstones, address_digest, jpeg_digest
-from crawl.traces import features_of, search
+from crawl.sources.network import DATABASE
+from crawl.tombstones import TAKEN_DOWN, TOMBSTONES_FILE, Tombstone, Tombstones, address_digest, jpeg_digest
+from crawl.traces import features_of, search, tells
 
 log = logging.getLogger(__name__)
 FORGETTING = ("features.forget", "train.forget", "serve.forget")  # in this order: each reads what the former left
@@ -134,6 +139,8 @@ def takedown(cfg: TakedownConfig) -> Path:
         after = before.add(_tombstones(cfg, directory, before))
         log.info("%d tombstones, %d of them new", len(after.all), len(after.all) - len(before.all))
         log.info("%d shards rewritten", compact(directory))
+        for database in sorted(cfg.paths.artifact("crawls").glob(f"*/{DATABASE}")):
+            forget_crawl(database, after)
     failed = [module for module in FORGETTING if _status(module, cfg)]
     if failed:
         raise ArtifactError(
@@ -142,6 +149,39 @@ def takedown(cfg: TakedownConfig) -> Path:
         )
     prove(cfg, after)
     return directory / TOMBSTONES_FILE
+
+
+def forget_crawl(database: Path, tombstones: Tombstones) -> None:
+    """Take pictures out of what a crawl of the network remembers and has waiting for the gate.
+
+    Their addresses stay, as refused, so that this crawl does not ask for them again; what pages say of them goes.
+    """
+
+    def is_gone(image_id: str | None, url: str | None, body: bytes | None) -> bool:
+        ids = [image_id or "", image_id_of(body) if body else ""]
+        return any(tombstones.is_taken_down(image_id=each, urls=[url or ""]) for each in ids)
+
+    with closing(opened(database)) as db:
+        db.create_function("is_gone", 3, is_gone, deterministic=True)
+        db.execute("PRAGMA secure_delete = ON")
+        with transaction(db):
+            changed = db.execute(
+                f"UPDATE urls SET state = {REFUSED}, reason = '{TAKEN_DOWN}', detail = '', image_id = NULL, "  # noqa: S608
+                f"etag = NULL, modified = NULL WHERE reason != '{TAKEN_DOWN}' AND is_gone(image_id, url, NULL)"
+            ).rowcount
+            changed += db.execute(
+                f"UPDATE outbox SET reason = '{TAKEN_DOWN}', detail = '', image_id = NULL, about = ?, body = NULL "  # noqa: S608
+                f"WHERE reason IS NOT '{TAKEN_DOWN}' AND "
+                "is_gone(image_id, (SELECT url FROM urls WHERE urls.id = outbox.url), body)",
+                (About().as_json(),),
+            ).rowcount
+            changed += db.execute(
+                "DELETE FROM mentions WHERE url IN (SELECT id FROM urls WHERE reason = ?)", (TAKEN_DOWN,)
+            ).rowcount
+        if changed or any(tells(path, tombstones.image_ids) for path in database.parent.glob(f"{DATABASE}*")):
+            db.execute("VACUUM")  # of free pages, and below of the log
+            db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            log.info("%d entries of '%s' were emptied", changed, database)
 
 
 def _status(module: str, cfg: TakedownConfig) -> int:

@@ -39,7 +39,7 @@ from configs.compose import (
     run_stage,
     typed,
 )
-from crawl.config import SOURCES, CrawlConfig, GateOptions, WebDatasetSource
+from crawl.config import SOURCES, CrawlConfig, ForgetConfig, GateOptions, TakedownConfig, WebDatasetSource
 from features.config import (
     BackboneConfig,
     ImageFeaturesConfig,
@@ -66,6 +66,8 @@ from train.sweep import open_axes, open_space
 ROOT = CONFIG_DIR.parent
 STAGES = {
     "crawl": (CrawlConfig, ["source=sample"]),
+    "takedown": (TakedownConfig, []),
+    "forget": (ForgetConfig, []),
     "index": (IndexConfig, []),
     "tag_vectors": (TagVectorsConfig, []),
     "image_features": (ImageFeaturesConfig, []),

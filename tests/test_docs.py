@@ -8,7 +8,7 @@ from typing import get_type_hints
 
 import pytest
 
-from crawl.config import SOURCES, CrawlConfig
+from crawl.config import SOURCES, CrawlConfig, TakedownConfig
 from crawl.ingest import Reason
 from features.config import ImageFeaturesConfig, IndexConfig, ReduceConfig, TagVectorsConfig
 from serve.config import JudgementsConfig, PublishConfig, ServeConfig
@@ -28,6 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SCHEMAS = (
     CrawlConfig,
+    TakedownConfig,
     IndexConfig,
     TagVectorsConfig,
     ImageFeaturesConfig,

@@ -10,12 +10,13 @@ them forget what one picture added.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from configs.artifacts import MANIFEST, ArtifactError, Manifest, read_manifest
+from configs.artifacts import MANIFEST, ArtifactError, atomic_write, read_manifest
 from configs.compose import ConfigError, Paths, register, restored, run_stage
 from configs.generations import CURRENT, current_generation, drop_all, drop_others
 from configs.verify import artifacts
@@ -36,6 +37,7 @@ REMADE: dict[str, tuple[type, Callable[[Any], Path]]] = {
     "reverse": (ReverseConfig, reverse),
     "comparison": (CompareConfig, compare),
 }
+AGAIN = ".again.json"  # lies beside an artifact from before it is made again until it is
 OURS = ("evaluation", ".comparisons", "reverse")  # folders whose files no one but these stages writes
 
 
@@ -46,21 +48,24 @@ def forget(cfg: ForgetConfig) -> None:
         return
     _forget_audit(cfg.paths, gone)
     roots = [Path(cfg.paths.runs), cfg.paths.artifact("reverse")]
-    named = {each: manifest for each in artifacts(roots) if (manifest := _telling(each, gone)) is not None}
+    for directory in artifacts(roots):
+        _note(directory, gone)
+    notes = [path for root in roots for path in files_below([root]) if path.name == AGAIN]
+    made = [(path.parent, json.loads(path.read_text(encoding="utf-8"))) for path in notes]
     for kind in REMADE:
-        for directory, manifest in named.items():
-            if manifest.kind == kind and _telling(directory, gone) is not None:  # a comparison may have made it again
-                _make_again(directory, manifest, cfg.paths)
+        for directory, note in made:
+            if note["kind"] == kind:
+                _make_again(directory, kind, note["config"], cfg.paths)
     _remove_leftovers(roots, gone)
 
 
-def _telling(directory: Path, gone: Iterable[str]) -> Manifest | None:
-    """Return the manifest of an artifact whose files name any of some images."""
+def _note(directory: Path, gone: frozenset[str]) -> None:
+    """Write beside an artifact that names any of some images how to make it again, whatever a kill leaves of it."""
     manifest = read_manifest(directory)
     if manifest is None or manifest.kind not in REMADE:
-        return None
-    ids = frozenset(gone)
-    return manifest if any(tells(directory / name, ids) for name in manifest.files) else None
+        return
+    if any(tells(directory / name, gone) for name in manifest.files):
+        atomic_write(directory / AGAIN, json.dumps({"kind": manifest.kind, "config": manifest.config}))
 
 
 def _forget_audit(paths: Paths, gone: frozenset[str]) -> None:
@@ -75,29 +80,31 @@ def _forget_audit(paths: Paths, gone: frozenset[str]) -> None:
         drop_all(root)
 
 
-def _make_again(directory: Path, manifest: Manifest, paths: Paths) -> None:
+def _make_again(directory: Path, kind: str, config: dict[str, Any], paths: Paths) -> None:
     """Run the stage of an artifact again on what is left; where that cannot be, remove the artifact."""
-    schema, stage = REMADE[manifest.kind]
+    schema, stage = REMADE[kind]
     try:
-        made_on = Path(manifest.config["paths"]["data"])
+        made_on = Path(config["paths"]["data"])
         if made_on.is_dir() and made_on.resolve() != Path(paths.data).resolve():  # not ours that was moved
             raise ArtifactError(f"it was made on '{made_on}'; take the picture down there, too")
-        stage(restored(manifest.config, schema, Paths(paths.data, str(_runs_of(directory, manifest, paths)))))
+        stage(restored(config, schema, Paths(paths.data, str(_runs_of(directory, kind, paths)))))
         log.info("made again: %s", directory)
     except (ArtifactError, ConfigError) as error:
         log.warning("removed: '%s', which names a picture that was taken down and cannot be made again: %s",
                     directory, error)  # fmt: skip
-        for name in (MANIFEST, *manifest.files):
+        manifest = read_manifest(directory)
+        for name in (MANIFEST, *(manifest.files if manifest else ())):
             (directory / name).unlink(missing_ok=True)
-        if manifest.kind == "evaluation":
+        if kind == "evaluation":
             write_card(directory.parent.parent)
+    (directory / AGAIN).unlink()
 
 
-def _runs_of(directory: Path, manifest: Manifest, paths: Paths) -> Path:
+def _runs_of(directory: Path, kind: str, paths: Paths) -> Path:
     """Return the folder of runs that an artifact lies below, which of sweeps is not that of the others."""
     if directory.is_relative_to(paths.artifact("reverse")):
         return Path(paths.runs)
-    return directory.parent.parent if manifest.kind == "comparison" else directory.parent.parent.parent
+    return directory.parent.parent if kind == "comparison" else directory.parent.parent.parent
 
 
 def _remove_leftovers(roots: Iterable[Path], gone: frozenset[str]) -> None:
