@@ -119,9 +119,34 @@ def stub_app(paths):
     return app
 
 
+def arriving_in_pieces(app):
+    """Return the app as over a slow line: a page comes by fifths."""
+
+    def slow(environ, start_response):
+        def start(status, headers, exc_info=None):
+            return start_response(status, [pair for pair in headers if pair[0] != "Content-Length"], exc_info)
+
+        answer = app(environ, start)
+        body = b"".join(answer)
+        getattr(answer, "close", lambda: None)()
+        size = len(body) // 5 + 1
+        for piece in range(0, len(body), size):
+            yield body[piece : piece + size]
+            if environ["PATH_INFO"] == "/":
+                time.sleep(0.1)
+
+    return slow
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    app = stub_app(write_runs(tmp_path_factory.mktemp("site")))
+    with serving(stub_app(write_runs(tmp_path_factory.mktemp("site")))) as address:
+        yield address
+
+
+@contextmanager
+def serving(app):
+    """Serve an app and give its address."""
     server = create_server(app, host="127.0.0.1", port=0, threads=8)
     thread = threading.Thread(target=server.run)
     thread.start()

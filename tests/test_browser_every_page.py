@@ -5,7 +5,7 @@ from pathlib import Path
 import axe_playwright_python
 import pytest
 
-from tests.browsing import PAGES, PICTURE, needs_browser
+from tests.browsing import PAGES, PICTURE, arriving_in_pieces, needs_browser, serving, stub_app, write_runs
 
 pytestmark = needs_browser
 AXE = Path(axe_playwright_python.__file__).parent / "axe.min.js"
@@ -52,6 +52,17 @@ def test_nothing_shifts_while_pictures_load(open_page, address, width):
             page.mouse.wheel(0, 900)
             page.wait_for_load_state("networkidle")
         assert page.evaluate("window.shift") == 0
+
+
+def test_nothing_shifts_where_a_page_arrives_in_pieces(browser, tmp_path):
+    with serving(arriving_in_pieces(stub_app(write_runs(tmp_path)))) as address:
+        page = browser.new_page(viewport={"width": 1440, "height": 900})
+        page.add_init_script(WATCH_SHIFTS)
+        page.goto(f"{address}/?q=animal")
+        page.wait_for_load_state("networkidle")
+        assert page.locator(".tile").count() > 20
+        assert page.evaluate("window.shift") == 0
+        page.close()
 
 
 @pytest.mark.parametrize("width", [320, 2560])
