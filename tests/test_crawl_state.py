@@ -91,6 +91,23 @@ def test_retrying_what_never_failed_asks_for_nothing(web, tmp_path):
     assert len(web.asked) == before
 
 
+def test_a_list_that_has_grown_costs_its_new_lines(web, tmp_path):
+    collect(list_config(web, tmp_path, rows_of(web, 3)))
+    before = len(web.asked)
+    directory = collect(list_config(web, tmp_path, [{"url": "x:y"}, *rows_of(web, 5)]))
+    assert {each.path for each in web.asked[before:]} == {"/p/3.jpg", "/p/4.jpg"}
+    assert set(tags_of(directory)) == set(range(5))
+
+
+def test_a_list_that_cannot_be_read_is_no_end_of_a_crawl(web, tmp_path):
+    config = list_config(web, tmp_path, rows_of(web, 2))
+    (tmp_path / "list.parquet").write_bytes(b"PAR1 is all it says")
+    config.source = UrlsSource(path=str(tmp_path / "list.parquet"))
+    with pytest.raises(ArtifactError, match="ended with code 1"):
+        collect(config)
+    assert not (tmp_path / "data" / "collection" / "manifest.json").exists()
+
+
 def test_a_refresh_asks_whether_something_changed_and_takes_what_did(web, tmp_path, monkeypatch):
     config = list_config(web, tmp_path, rows_of(web, 3))
     collect(config)
@@ -186,7 +203,7 @@ crawl.collect.collect(gallery_config(SimpleNamespace(url=lambda host, path: url)
 def test_both_processes_may_be_killed_at_once(web, tmp_path):
     command = [sys.executable, "-c", COMMAND, web.url("gallery", "/"), str(tmp_path)]
     root = Path(__file__).resolve().parent.parent
-    for moment in (5, 60, 120):
+    for moment in (5, 90):
         process = subprocess.Popen(command, cwd=root)
         deadline = time.monotonic() + 60
         while len(web.asked) < moment and process.poll() is None and time.monotonic() < deadline:

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from scrapy import signals
 from scrapy.crawler import CrawlerProcess
 
 from crawl.fetch.process import GRACE_S, Order
@@ -60,8 +61,15 @@ def main() -> None:
     crawler = process.create_crawler(Fetcher)
     process.crawl(crawler, state=state, options=options, finder=open_finder(order.source, options.agent), dry=order.dry)
     threading.Thread(target=_await_end, args=(crawler,), daemon=True).start()
+    crawler.signals.connect(_give_up, signals.spider_error)
     process.start(install_signal_handlers=False)
     state.close()
+    if not getattr(crawler.spider, "came_to_an_end", False):
+        raise SystemExit(1)  # Scrapy has logged why
+
+
+def _give_up() -> None:
+    os._exit(1)  # an error of ours, which Scrapy has logged; to go on would leave an address in flight for ever
 
 
 def _await_end(crawler: Any) -> None:

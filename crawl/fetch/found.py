@@ -98,11 +98,13 @@ Entry = Link | Picture | BadUrl
 class Finder(ABC):
     """A source of the network: where it starts, and what it finds in an answer. Picklable, and without state."""
 
-    follows_robots = True  # False for nothing but addresses of the kind API
-
     @abstractmethod
     def entries(self, start: int) -> Iterator[Entry]:
         """Yield what the crawl begins with, from number `start` on, in an order that depends on the source alone."""
+
+    def fingerprint(self) -> str:
+        """Digest of what it begins with, where that lies in files which may change."""
+        return ""
 
     @abstractmethod
     def read(self, answer: Answer) -> Found:

@@ -88,9 +88,23 @@ class Outbox:
             ).rowcount
             if changed:
                 self.db.execute("DELETE FROM origins WHERE status NOT BETWEEN 200 AND 499")
-                set_meta(self.db, "pass", self.number + 1)
-                set_meta(self.db, "base", self._last())
+                self._next_pass()
         return int(changed)
+
+    def list_anew(self, fingerprint: str) -> None:
+        """Go through a list again that has changed since: what it names already is not asked again, the rest is."""
+        known = self.db.execute("SELECT value FROM meta WHERE key = 'list'").fetchone()
+        with transaction(self.db):
+            self.db.execute("INSERT OR REPLACE INTO meta VALUES ('list', ?)", (fingerprint,))
+            if known and known[0] != fingerprint:
+                set_meta(self.db, "position", 0)
+                set_meta(self.db, "listed", 0)
+                if self.is_sealed:
+                    self._next_pass()
+
+    def _next_pass(self) -> None:
+        set_meta(self.db, "pass", self.number + 1)
+        set_meta(self.db, "base", self._last())
 
     def parcels(self, start: int) -> Iterator[Parcel]:
         """Yield what lies there now of the pass, from number `start` on (0 is the first)."""

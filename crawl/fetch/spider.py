@@ -18,7 +18,7 @@ from twisted.python.failure import Failure
 from crawl.config import FetchOptions
 from crawl.fetch.codings import ACCEPTED
 from crawl.fetch.faults import TRANSIENT, Fault, Refusal
-from crawl.fetch.found import API, PICTURE, SITEMAP, Answer, Entry, Finder
+from crawl.fetch.found import API, PICTURE, SITEMAP, Answer, Entry, Finder, Found
 from crawl.fetch.frontier import ROBOTS, Frontier
 from crawl.fetch.manners import header_opt_out, retry_after_s
 from crawl.fetch.state import Answered, Job, State, get_meta
@@ -69,6 +69,7 @@ class Fetcher(Spider):
         self.finder = finder
         self.frontier = Frontier(state, options, dry)
         self.stopping = False
+        self.came_to_an_end = False  # rather than broken off by an error
         self._looked_at = -POLL_S
         self._full = False
         self._sleeping: Deferred[None] | None = None
@@ -86,9 +87,10 @@ class Fetcher(Spider):
             if job is not None:
                 yield self._request(job)
             elif self._listed and self.frontier.is_empty():
-                return
+                break
             else:
                 await self._sleep()
+        self.came_to_an_end = True
 
     def stop(self) -> None:
         """Hand out nothing more; the crawl ends with the last answer that is on its way."""
@@ -242,6 +244,17 @@ class Fetcher(Spider):
             raise Refusal(bad.reason, f"redirect to {bad.url}") from None
         self.crawl.move(job, url, response.status)
 
+    def _found(self, answer: Answer) -> Found:
+        try:
+            return self.finder.read(answer)
+        except Fault:
+            raise
+        except (
+            Exception
+        ) as error:  # parsers of several libraries, on pages of strangers: one page is lost, not the crawl
+            log.warning("%s could not be read: %r", answer.url, error)
+            raise Fault("unreadable_page", f"{type(error).__name__}: {error}"[:200]) from error
+
     def _take_picture(self, job: Job, response: Response) -> None:
         if self.options.opt_outs and (directive := header_opt_out(_headers(response), self.options.agent)):
             raise Refusal(directive, "by a header of the picture")
@@ -249,7 +262,7 @@ class Fetcher(Spider):
 
     def _take_page(self, job: Job, response: Response) -> float:
         headers = _headers(response)
-        found = self.finder.read(Answer(job.url, job.kind, headers, response.body))
+        found = self._found(Answer(job.url, job.kind, headers, response.body))
         out = ""
         if self.options.opt_outs and job.kind != API:  # an API's answer is no page for a search engine to keep
             out = header_opt_out(headers, self.options.agent) or found.opt_out

@@ -84,7 +84,7 @@ class Network(Source):
                 "fetch.contact is empty: give a page or mailbox where site owners reach you, "
                 "such as fetch.contact=https://example.org/crawler"
             )
-        open_finder(cfg.source, cfg.fetch.agent)  # complains here where it has to
+        self._list = open_finder(cfg.source, cfg.fetch.agent).fingerprint()
         self.cfg = cfg
         self.directory = crawl_directory(cfg)
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -94,7 +94,8 @@ class Network(Source):
         self._told_at = 0.0
 
     def begin(self, retry: str, refresh: bool) -> None:
-        """Begin another pass where one is asked for and the last one is in the collection."""
+        """Begin another pass where one is asked for, or the list has changed, and the last one is in the collection."""
+        self.outbox.list_anew(self._list)
         if not (retry or refresh) or not self.outbox.is_sealed:
             return
         kinds = {*TRANSIENT, *map(str, TRANSIENT_AT_THE_GATE)} if retry == "true" else set(retry.split(",")) - {""}

@@ -115,7 +115,7 @@ def check_selector(key: str, selector: str) -> None:
     blank = Selector(text="<p></p>")
     try:
         blank.xpath(selector) if selector.startswith(("/", "./", "..", "(")) else blank.css(selector)
-    except (ValueError, SyntaxError, etree.XPathError) as error:  # cssselect's are SyntaxErrors
+    except (ValueError, SyntaxError, RuntimeError, etree.XPathError) as error:  # the middle two are cssselect's
         raise ValueError(f"{key} is neither CSS nor XPath: {selector!r} ({error})") from None
 
 

@@ -7,7 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from configs.artifacts import ArtifactError
+from configs.artifacts import ArtifactError, digest
 from crawl.config import UrlsSource
 from crawl.fetch.found import About, Answer, Entry, Finder, Found, Picture
 from crawl.fetch.urls import BadUrl
@@ -32,6 +32,10 @@ class UrlList(Finder):
         if not self.files:
             raise ArtifactError(f"source.path '{config.path}' is no table; give one that ends in {', '.join(SUFFIXES)}")
         self.readers = [_lines if each.suffix == ".txt" else reader_of(each) for each in self.files]
+
+    def fingerprint(self) -> str:
+        """Digest of the files' names, sizes and times of change."""
+        return digest([[each.name, each.stat().st_size, each.stat().st_mtime_ns] for each in self.files])
 
     def entries(self, start: int) -> Iterator[Entry]:
         """Yield a picture a row, in the order of files and rows."""
