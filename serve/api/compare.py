@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 from flask import Response, abort
 
@@ -14,7 +15,10 @@ from serve.api.search import QUESTION, question_of, refuse_nothing, search_body
 from serve.api.shapes import CompareAnswer, Move
 from serve.searchers.base import Answer, Question, Searcher
 
-RUNS = text("runs", "Two of the runs served, with a comma between.", 400, format="runs", example="original,best")
+RUNS = replace(
+    text("runs", "Two of the runs served, with a comma between.", 400, format="runs", example="original,best"),
+    required=True,
+)
 
 bp = Resource("compare", __name__, "Runs side by side")
 
@@ -22,7 +26,7 @@ bp = Resource("compare", __name__, "Runs side by side")
 @bp.offers("/compare", CompareAnswer, *QUESTION, RUNS)
 def compare() -> Response:
     """Ask two runs the same question: what both show, what moved, and how long each took."""
-    question = question_of(0)
+    question = question_of()
     refuse_nothing(question)
     searchers = two_searchers(RUNS.read())
     sides = [answered(searcher, question) for searcher in searchers]

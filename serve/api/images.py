@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flask import Response, abort
+from flask import Response, abort, request
 
 from serve.api.replies import reply, unchanged
 from serve.api.request_values import current_searcher
@@ -24,7 +24,11 @@ def image(image_id: str) -> Response:
     details = searcher.details(image_id)
     if details is None:
         abort(404, no_such_image(image_id))
-    hit = {name: value for name, value in hit_object(details.hit).items() if name not in OF_THE_QUESTION}
+    hit = {
+        name: value
+        for name, value in hit_object(details.hit, request.script_root).items()
+        if name not in OF_THE_QUESTION
+    }
     body = {
         "run": searcher.run,
         "generation": searcher.generation,

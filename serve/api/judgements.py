@@ -38,6 +38,16 @@ class Strict(ma.Schema):
         unknown = ma.RAISE
 
 
+class Whole(ma.fields.Integer):
+    """A whole number as JSON Schema has it: 3 and 3.0, but neither "3" nor true."""
+
+    def _deserialize(self, value: Any, *arguments: Any, **values: Any) -> int | None:
+        whole = isinstance(value, int | float) and not isinstance(value, bool) and value == value // 1
+        if not whole:
+            raise self.make_error("invalid", input=value)
+        return super()._deserialize(int(value), *arguments, **values)
+
+
 class JudgementBody(Strict):
     """A thumb up (1) or down (0), a finer grade up to 3, or null to take back what was said."""
 
@@ -49,12 +59,9 @@ class JudgementBody(Strict):
     image_id = ma.fields.String(
         required=True, validate=ma.validate.Regexp("^[0-9a-f]{16}$"), metadata={"format": "image-id"}
     )
-    grade = ma.fields.Integer(
-        required=True, allow_none=True, strict=True, validate=ma.validate.Range(min=0, max=MAX_GRADE)
-    )
-    rank = ma.fields.Integer(
+    grade = Whole(required=True, allow_none=True, validate=ma.validate.Range(min=0, max=MAX_GRADE))
+    rank = Whole(
         required=True,
-        strict=True,
         validate=ma.validate.Range(min=1, max=MAX_NUMBER),
         metadata={"description": "At which the image was shown, from 1."},
     )
@@ -71,7 +78,7 @@ class VoteBody(Strict):
         ma.fields.String(validate=NAME, metadata={"format": "run"}),
         required=True,
         validate=ma.validate.Length(equal=2),
-        metadata={"format": "two-runs", "description": "The two runs compared, in any order."},
+        metadata={"uniqueItems": True, "description": "The two runs compared, in any order."},
     )
     better = ma.fields.String(required=True, validate=ma.validate.OneOf(["left", "right", TIE]))
 

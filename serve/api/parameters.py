@@ -27,6 +27,7 @@ class Parameter(Generic[T]):
     parse: Callable[[str], T]
     default: T
     example: str = ""
+    required: bool = False
 
     def read(self) -> T:
         """Return the value of this request, or the default where none is given; 400 where it does not fit."""
@@ -45,7 +46,8 @@ class Parameter(Generic[T]):
         default = {} if self.default in (None, "", ()) else {"default": self.default}
         example = {"example": self.example} if self.example else {}
         schema = {**self.schema, **default}
-        return {"name": self.name, "in": "query", "description": self.about, "schema": schema, **example}
+        required = {"required": True} if self.required else {}
+        return {"name": self.name, "in": "query", "description": self.about, "schema": schema, **required, **example}
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from serve.searchers.base import Searcher
 
 GetSearcher = Callable[[], Searcher]
 MAX_QUERY_CHARS = 200
-MAX_BODY_BYTES = 4096  # but for a picture
+MAX_BODY_BYTES = 2**16  # but for a picture
 MAX_UPLOAD_BYTES = 16 * 2**20
 MAX_NUMBER = 10_000_000  # of any page or offset; beyond it lies a typing error
 

@@ -57,9 +57,9 @@ def search() -> Response:
     its meaning is known all pictures are ranked by it, as guesses. A cursor is good for the generation it came from.
     """
     run = RUN.read()
-    offset = offset_of(CURSOR.read(), run)
-    question = question_of(offset)
+    question = question_of()
     refuse_nothing(question)
+    question = replace(question, offset=offset_of(CURSOR.read(), run))
     searcher = current_searcher(run)
     if kept := unchanged(searcher):
         return kept
@@ -89,7 +89,7 @@ def search_by_picture() -> Response:
     searches.
     """
     refuse_foreign_origin()
-    question = question_of(0)
+    question = question_of()
     searcher = current_searcher(RUN.read())
     encoded, encode_ms = embedding_of(uploaded(), searcher.run)
     question = replace(question, picture=encoded)
@@ -127,7 +127,7 @@ def refuse_nothing(question: Question) -> None:
         abort(400, "q, like or picture must ask for something, got nothing")
 
 
-def question_of(offset: int) -> Question:
+def question_of() -> Question:
     """Return what the address of this request asks."""
     return Question(
         text=Q.read(),
@@ -137,14 +137,13 @@ def question_of(offset: int) -> Question:
         cutoff=CUTOFF.read(),
         licences=LICENCE.read(),
         kinds=KIND.read(),
-        offset=offset,
         limit=LIMIT.read(),
     )
 
 
 def search_body(searcher: Searcher, question: Question, answer: Answer) -> dict[str, Any]:
     """Return a `SearchAnswer` as plain values, which are written faster than dataclasses are made."""
-    end = answer.offset + len(answer.hits)
+    root, end = request.script_root, answer.offset + len(answer.hits)
     more = answer.hits and end < answer.num_shown + answer.num_guesses
     return {
         "run": searcher.run,
@@ -159,7 +158,7 @@ def search_body(searcher: Searcher, question: Question, answer: Answer) -> dict[
         "num_shown": answer.num_shown,
         "num_guesses": answer.num_guesses,
         "offset": answer.offset,
-        "hits": [hit_object(hit) for hit in answer.hits],
+        "hits": [hit_object(hit, root) for hit in answer.hits],
         "licences": answer.licences,
         "kinds": answer.kinds,
         "exact": answer.exact,
@@ -168,7 +167,6 @@ def search_body(searcher: Searcher, question: Question, answer: Answer) -> dict[
     }
 
 
-def hit_object(hit: Hit) -> dict[str, Any]:
-    """Return a `FoundImage` as plain values; `url_for` would take longer than the search."""
-    root, name = request.script_root, hit.image_id
-    return {**vars(hit), "jpeg": f"{root}/images/{name}.jpg", "page": f"{root}/image/{name}"}
+def hit_object(hit: Hit, root: str) -> dict[str, Any]:
+    """Return a `FoundImage` as plain values, below the app's `root`; `url_for` would take longer than the search."""
+    return {**vars(hit), "jpeg": f"{root}/images/{hit.image_id}.jpg", "page": f"{root}/image/{hit.image_id}"}
