@@ -52,7 +52,7 @@ class PhotoApi:
     def reply(self, url, headers):
         parameters = dict(parse_qsl(urlsplit(url).query, keep_blank_values=True))
         assert not [name for name in parameters if name.startswith("_")], "a note to ourselves was sent"
-        self.log.append({**parameters, "": headers})
+        self.log.append({**parameters, "": {**headers, "at": time.time()}})
         return self.first.pop(0) if self.first else self.answer(parameters, headers)
 
 
@@ -171,6 +171,7 @@ class Flickr(PhotoApi):
 
     photos: list = field(default_factory=list)  # with `dateupload`
     max_results: int = 4000
+    crowded_s: int = 10**12  # longer spans are said to hold more than that
     fails: tuple = ()  # code and message of every search
 
     def answer(self, parameters, headers):
@@ -195,7 +196,8 @@ class Flickr(PhotoApi):
         pages = -(-len(found) // size)
         page = min(page, self.max_results // size)  # beyond, the last page comes again and again
         rows = found[(page - 1) * size : page * size]
-        return {"page": page, "pages": pages, "perpage": size, "total": str(len(found)), "photo": rows}
+        total = self.max_results + 1 if last - first > self.crowded_s else len(found)
+        return {"page": page, "pages": pages, "perpage": size, "total": str(total), "photo": rows}
 
 
 @dataclass
@@ -257,7 +259,7 @@ class PhotoServer:
     def __init__(self, delay_s=0.0):
         self.wiki, self.openverse, self.flickr = Wiki(), Openverse(), Flickr()
         self.delay_s = delay_s  # before each picture
-        self.paths = []  # of requests that are no API's
+        self.asked = []  # paths and headers of requests that are no API's
         server = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -284,8 +286,10 @@ class PhotoServer:
     def reply(self, path, headers):
         apis = {"/w/api.php": self.wiki, "/v1/images/": self.openverse, "/services/rest/": self.flickr}
         if api := apis.get(path.partition("?")[0]):
-            return api.reply(path, headers)
-        self.paths.append(path)
+            reply = api.reply(path, headers)
+            reply.headers.setdefault("X-Robots-Tag", "noindex")  # as frameworks say of all their answers in JSON
+            return reply
+        self.asked.append((path, headers))
         if path == "/robots.txt":  # speaks of pages and pictures, not of an API that its owner documents
             return Reply(
                 b"User-agent: *\nDisallow: /w/\nDisallow: /v1/\nDisallow: /services/\n",

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from crawl.fetch.found import PICTURE, About
+from crawl.fetch.found import API, PICTURE, About
 from crawl.fetch.state import DONE, FAILED, REFUSED, TODO, get_meta, opened, read_tally, set_meta, transaction
 
 _PIECE = 64  # rows that are read at a time, with their bytes
@@ -105,6 +105,22 @@ class Outbox:
     def _next_pass(self) -> None:
         set_meta(self.db, "pass", self.number + 1)
         set_meta(self.db, "base", self._last())
+
+    def begin_again(self) -> None:
+        """Ask again what failed, where a crawl has brought nothing at all."""
+        if self.is_sealed or self._last():
+            return
+        with transaction(self.db):
+            self.db.execute("UPDATE urls SET state = ?, attempts = 0, not_before = 0 WHERE state = ?", (TODO, FAILED))
+            self.db.execute("DELETE FROM origins WHERE status NOT BETWEEN 200 AND 499")
+
+    def broken_lists(self) -> list[tuple[str, str, int]]:
+        """Return kind, a detail and number of the requests of an API that failed: what they list is missing."""
+        rows = self.db.execute(
+            f"SELECT reason, MAX(detail), COUNT(*) FROM urls WHERE kind = {API} AND state IN ({FAILED}, {REFUSED}) "  # noqa: S608
+            "GROUP BY reason ORDER BY reason"
+        )
+        return [(reason, detail, count) for reason, detail, count in rows]
 
     def parcels(self, start: int) -> Iterator[Parcel]:
         """Yield what lies there now of the pass, from number `start` on (0 is the first)."""

@@ -96,6 +96,7 @@ class Network(Source):
     def begin(self, retry: str, refresh: bool) -> None:
         """Begin another pass where one is asked for, or the list has changed, and the last one is in the collection."""
         self.outbox.list_anew(self._list)
+        self.outbox.begin_again()
         if not (retry or refresh) or not self.outbox.is_sealed:
             return
         kinds = {*TRANSIENT, *map(str, TRANSIENT_AT_THE_GATE)} if retry == "true" else set(retry.split(",")) - {""}
@@ -123,6 +124,7 @@ class Network(Source):
                     yield self._item(parcel)
                     self._tell(bar)
                 if not running:
+                    self._check_lists()
                     return
                 self._tell(bar)
                 time.sleep(_POLL_S)
@@ -154,6 +156,20 @@ class Network(Source):
         log.info("%s", as_text(rehearsal(db)))
         db.close()
         _remove(database)
+
+    def _check_lists(self) -> None:
+        """Tell which requests of an API failed for good.
+
+        Raises:
+            ArtifactError: nothing came at all.
+        """
+        if not (broken := self.outbox.broken_lists()):
+            return
+        told = ", ".join(f"{count} {reason}" + (f" ({detail})" if detail else "") for reason, detail, count in broken)
+        if not self._taken:
+            raise ArtifactError(f"the API gave no picture: {told}. Nothing was written; see to it and run again.")
+        again = ",".join(reason for reason, _, _ in broken)
+        log.warning("requests of the API failed, so its list is cut: %s. To ask again: retry=%s", told, again)
 
     def _item(self, parcel: Parcel) -> SourceItem:
         about, problem = parcel.about, None
