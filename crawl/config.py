@@ -312,8 +312,37 @@ class FlickrSource(ApiSource):
             raise ValueError(f"source.since must not come after source.until, got {self.since} and {self.until}")
 
 
+TORCHVISION_SETS = (
+    *("caltech101", "caltech256", "cifar10", "cifar100", "dtd", "eurosat", "fashion_mnist", "fgvc_aircraft"),
+    *("flickr30k", "flickr8k", "flowers102", "food101", "imagenette", "kmnist", "mnist", "oxford_iiit_pet"),
+    *("places365", "stanford_cars", "stl10", "sun397", "voc2007", "voc2012"),
+)
+CAPTIONED = ("flickr8k", "flickr30k")  # sets with captions in place of classes, which torchvision does not download
+
+
+@dataclass
+class TorchvisionSource(SourceConfig):
+    """A data set that torchvision reads, class names as tags; its own splits are united."""
+
+    name: str = "torchvision"  # fixed, it names the kind
+    set: str = "imagenette"  # one of TORCHVISION_SETS
+    download: bool = False  # let torchvision download it into source.path where it is not there
+    annotations: str = ""  # of flickr8k and flickr30k: the file of captions
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.set not in TORCHVISION_SETS:
+            raise ValueError(f"source.set must be one of {', '.join(TORCHVISION_SETS)}, got '{self.set}'")
+        if bool(self.annotations) != (self.set in CAPTIONED):
+            raise ValueError(
+                f"source.annotations is a file of captions for {' and '.join(CAPTIONED)}, and for no other"
+            )
+        if self.download and self.set in CAPTIONED:
+            raise ValueError(f"source.download cannot be had for {self.set}: its authors ask to be asked")
+
+
 SOURCES = (
-    *(FolderSource, TableSource, WebDatasetSource, WebSource, SitemapSource, UrlsSource),
+    *(FolderSource, TableSource, WebDatasetSource, TorchvisionSource, WebSource, SitemapSource, UrlsSource),
     *(WikimediaSource, OpenverseSource, FlickrSource),
 )
 GROUPS = ("page", "author", "host", "none")

@@ -31,7 +31,7 @@ HOMES = {
     "optuna": ["train/search.py"],
     "matplotlib": ["train/plots.py", "train/panels.py"],
     "sklearn": [],
-    "torchvision": ["features/"],
+    "torchvision": ["features/", "crawl/sources/torchvision_sets.py"],
     "PIL": ["crawl/ingest/"],
     "simplejpeg": ["crawl/ingest/"],
     "hydra": ["configs/compose.py"],

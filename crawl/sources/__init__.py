@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from crawl.config import FolderSource, SourceConfig, TableSource, WebDatasetSource
+from crawl.config import FolderSource, SourceConfig, TableSource, TorchvisionSource, WebDatasetSource
 from crawl.sources.folder import Folder
 from crawl.sources.item import Source, SourceItem
 from crawl.sources.table import Table
@@ -27,4 +27,8 @@ def open_source(config: SourceConfig, max_bytes: int) -> Source:
         return Table(config, max_bytes)
     if isinstance(config, WebDatasetSource):
         return WebDataset(config, max_bytes)
+    if isinstance(config, TorchvisionSource):
+        from crawl.sources.torchvision_sets import TorchvisionSet  # with torch, which only this source needs
+
+        return TorchvisionSet(config, max_bytes)
     raise TypeError(f"no source reads a {type(config).__name__}")
