@@ -31,7 +31,7 @@ needs_browser = pytest.mark.skipif(
     CHROMIUM is None and not NEEDED, reason="no chromium, chromium-browser or google-chrome on PATH"
 )
 QUIET = "--disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update"
-WAIT_S = 20.0  # a machine may be busy with other things
+WAIT_S = 60.0  # a machine may be busy with other things
 PICTURE = image_id_of(30)
 PAGES = [
     "/",

@@ -12,7 +12,18 @@ import numpy as np
 from PIL import Image
 
 from serve.query import QueryError
-from serve.searchers.base import Answer, Clause, Hit, ImageDetails, Near, Question, ScoredTag, TagCount, TagOrder
+from serve.searchers.base import (
+    Answer,
+    Clause,
+    Hit,
+    ImageDetails,
+    Near,
+    NoSuchImage,
+    Question,
+    ScoredTag,
+    TagCount,
+    TagOrder,
+)
 
 NUM_IMAGES = 120
 HOSTILE = "<script>alert(1)</script>"
@@ -101,6 +112,8 @@ class StubSearcher:
         """Answer a grammar of tags alone; guesses follow where 18 to 20 match, or a word begins with pup."""
         if question.text.count("(") != question.text.count(")"):
             raise QueryError("A bracket is not closed", question.text.index("("))
+        if question.like and question.like not in self.rows:
+            raise NoSuchImage(f"The collection holds no image “{question.like}”", 0)
         words = parse(question.text)
         unknown = tuple(
             Near(

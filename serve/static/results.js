@@ -2,6 +2,7 @@
 // The server renders every page; here they are only put below each other, and the address says which one is seen.
 
 const AHEAD = "1500px"; // below the window; what lies there is fetched before it is seen
+const RETRY_MS = 3000;
 const leaves = document.querySelector("#results");
 const form = document.querySelector("#refine");
 let watching = null;
@@ -35,6 +36,7 @@ async function goOn(next) {
     watch();
   } catch {
     document.body.classList.remove("going"); // the link leads on as it would without this file
+    if (!signal.aborted) setTimeout(watch, RETRY_MS);
   }
 }
 
