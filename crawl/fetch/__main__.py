@@ -27,6 +27,7 @@ from crawl.sources.network import open_finder
 SETTINGS: dict[str, Any] = {
     "CONCURRENT_REQUESTS": 0,  # the frontier counts
     "CONCURRENT_REQUESTS_PER_DOMAIN": 1_000_000,
+    "CONCURRENT_ITEMS": 1,  # there are none, and Scrapy starts so many tasks for each answer
     "DOWNLOAD_DELAY": 0,
     "DOWNLOAD_HANDLERS": {
         "http": "crawl.fetch.downloads.GuardedDownloads",
