@@ -16,9 +16,9 @@ import numpy as np
 from cachetools import LRUCache
 
 from serve.gallery import Gallery
-from serve.generation import Generation, cosines
+from serve.generation import Generation
 from serve.matching import Matcher, Part
-from serve.query import EVERYTHING, And, Node, Not, Tag
+from serve.query import EVERYTHING, And, Node, Not, Tag, any_of
 from serve.scoring import Direction, Leaf, directions, vectors_of
 from train.ranking import top_k
 
@@ -160,7 +160,7 @@ class Finder:
         blamed = None if len(rows) else self._matcher.blamed(clauses)
         facets = [tuple(column.counts(rows)) for column in (self._on.licences, self._on.kinds)]
         watch.lap("match")
-        num_found, least = len(rows), self._least_score(asked)
+        least = self._least_score(asked)
         if asked.licences or asked.kinds:
             kept = self._fitting(asked, rows)
             rows, scores = rows[kept], None if scores is None else scores[kept]
@@ -168,8 +168,9 @@ class Finder:
         num_matches = len(rows)
         if least is not None:
             rows, scores = rows[scores >= least], scores[scores >= least]
+        ordered = ordered or not meant  # then all scores are 0
         keys = -self._on.newest[rows] if asked.sort == "newest" else None if ordered else scores
-        guessable = None if least is not None else self._guessable(asked, meant, num_found)
+        guessable = None if least is not None else self._guessable(asked, meant, num_matches)
         watch.lap("rank")
         return Found(
             clauses,
@@ -203,7 +204,7 @@ class Finder:
             return np.zeros(len(rows), np.float32)
         width = self._on.embeddings.shape[1]
         vectors = np.stack([np.zeros(width) if each.vector is None else each.vector for each in meant])
-        scores = cosines(self._on.embeddings, rows, vectors.astype(np.float32))
+        scores = self._on.cosines(rows, vectors.astype(np.float32))
         for way, direction in enumerate(meant):
             for tag_row, weight in direction.votes.items():
                 scores[:, way] += weight * self._votes(tag_row, rows)
@@ -233,13 +234,19 @@ class Finder:
         columns = ((self._on.licences, asked.licences), (self._on.kinds, asked.kinds))
         return np.asarray(np.logical_and.reduce([column.among(rows, values) for column, values in columns if values]))
 
-    def _guessable(self, asked: Asked, meant: list[Direction], num_found: int) -> int:
-        """Return how many guesses may follow num_found images that match."""
+    def _guessable(self, asked: Asked, meant: list[Direction], num_matches: int) -> int:
+        """Return how many guesses may follow num_matches images that match and pass the filters."""
         if vectors_of(meant) is None:
             return 0
-        if asked.licences or asked.kinds or asked.itself >= 0 or _left_out(asked.node):
+        filters = [(self._on.licences, asked.licences), (self._on.kinds, asked.kinds)]
+        filters = [(column, values) for column, values in filters if values]
+        if len(filters) > 1 or asked.itself >= 0 or (filters and _left_out(asked.node)):
             return min(MAX_GUESSES, int(self._allowed(asked).sum()))
-        return min(MAX_GUESSES, self._on.index.num_images - num_found)
+        if filters:
+            return min(MAX_GUESSES, filters[0][0].total(filters[0][1]) - num_matches)
+        excluded = [asked.node, *_left_out(asked.node)]
+        num_excluded = self._matcher.count(any_of(excluded)) if len(excluded) > 1 else num_matches
+        return min(MAX_GUESSES, self._on.index.num_images - num_excluded)
 
     def _allowed(self, asked: Asked) -> np.ndarray:
         """Return (N,) bool, the images that may be guesses: no match, nothing that was left out, no filter against."""

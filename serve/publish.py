@@ -26,6 +26,7 @@ from crawl.shards import RELATIONS_FILE, Collection
 from crawl.tags import read_relations
 from features.inverted_index import FILES, InvertedIndex
 from serve.config import PublishConfig
+from serve.gallery import write_gallery
 from serve.generation import (
     KIND,
     QUALITY,
@@ -105,6 +106,7 @@ def publish(cfg: PublishConfig) -> Path:
         if not (np.isfinite(embeddings).all() and np.isfinite(tags).all()):
             raise ArtifactError(f"run '{cfg.run}' gives embeddings that are not finite; it cannot be published")
         write_embeddings(directory, index, embeddings, tags, posting_votes(run, inputs))
+        gallery = write_gallery(directory, embeddings, tags)
         write_collection(directory, collection, index)
         for name in FILES:
             _link(index.directory / name, directory / name)
@@ -123,6 +125,7 @@ def publish(cfg: PublishConfig) -> Path:
                 "num_images": index.num_images,
                 "num_tags": index.num_tags,
                 "val_map": run.facts["val_map"],
+                "gallery_index": gallery,
                 "words": words["words"],  # the table in which unknown words are looked up
             },
             recipe=recipe,

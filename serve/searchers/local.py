@@ -74,9 +74,7 @@ class LocalSearcher:
         if asked.node == EVERYTHING and not asked.picture:
             return Answer("", offset=question.offset)
         found = self._cache.once(asked, lambda: self._finder.find(asked, watch), lambda found: found.matches.num_bytes)
-        watch.lap("rank")
-        hits = self._hits(found, question, probable=not asked.picture)
-        watch.lap("records")
+        hits = self._hits(found, question, not asked.picture, watch)
         said = self._cache.once(("said", asked.node), lambda: self._said(asked.node))
         clauses = tuple(Clause(write(each.node), each.num_images, write(each.without)) for each in found.clauses)
         return Answer(
@@ -133,13 +131,16 @@ class LocalSearcher:
         near = [self.near(name) for name in unknown[:MAX_UNKNOWN]]
         return known, (*near, *(Near(name, False, (), ()) for name in unknown[MAX_UNKNOWN:]))
 
-    def _hits(self, found: Found, question: Question, probable: bool) -> tuple[Hit, ...]:
+    def _hits(self, found: Found, question: Question, probable: bool, watch: Stopwatch) -> tuple[Hit, ...]:
         rows, scores, num_matches = found.page(question.offset, question.offset + question.limit)
+        watch.lap("rank")
         probabilities: Sequence[float | None] = [None] * len(rows)
         if probable and self._on.calibration is not None:
             probabilities = self._on.calibration.probability_of(scores).tolist()
         shown = zip(rows.tolist(), scores.tolist(), probabilities, strict=True)
-        return tuple(self._hit(row, score, chance, at >= num_matches) for at, (row, score, chance) in enumerate(shown))
+        hits = tuple(self._hit(row, score, chance, at >= num_matches) for at, (row, score, chance) in enumerate(shown))
+        watch.lap("records")
+        return hits
 
     def _hit(self, row: int, score: float, probability: float | None, guess: bool) -> Hit:
         image_id, width, height, title, tags, author, licence = self._on.records.shown(row)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from scipy import sparse
 
-from configs.artifacts import Manifest, atomic_write, save_array, seal
+from configs.artifacts import Manifest, atomic_write, digest, save_array, seal
 from configs.compose import Paths
 from configs.generations import add_generation
 from crawl.records import Record
@@ -26,7 +26,17 @@ from features.config import WordsConfig
 from features.inverted_index import InvertedIndex
 from features.tag_vectors import vector_of_tag, word_space
 from features.word_tables import CarriedWords
-from serve.generation import KIND, RELATED, SCHEMA_VERSION, TOWERS, write_columns, write_embeddings, write_records
+from serve.gallery import write_gallery
+from serve.generation import (
+    KIND,
+    PUBLISH_VERSION,
+    RELATED,
+    SCHEMA_VERSION,
+    TOWERS,
+    write_columns,
+    write_embeddings,
+    write_records,
+)
 from train.tag_tower import TagTower
 from train.towers import TwoTowers, save_towers
 
@@ -113,7 +123,9 @@ def write_served(root: Path, num_images: int = IMAGES, num_tags: int = TAGS, see
         tag_embeddings = TagTower(directory / TOWERS).embed(index.tags, vectors)
         save_array(directory / "vectors.npy", vectors.astype(np.float32))
         save_array(directory / "known.npy", np.ones(num_tags, dtype=bool))
-        write_embeddings(directory, index, embeddings_near(index, tag_embeddings, rng), tag_embeddings)
+        embeddings = embeddings_near(index, tag_embeddings, rng)
+        write_embeddings(directory, index, embeddings, tag_embeddings)
+        gallery = write_gallery(directory, embeddings, tag_embeddings)
         write_records(directory, records_of(index))
         licences, kinds = ([names[row % len(names)] for row in range(num_images)] for names in (LICENCES, KINDS))
         write_columns(directory, licences, kinds, [""] * num_images, index.locations)
@@ -124,12 +136,18 @@ def write_served(root: Path, num_images: int = IMAGES, num_tags: int = TAGS, see
             config={"run": RUN},
             files=[path.name for path in directory.iterdir()],
             must_match={"word_space": word_space(table)},
-            facts={"num_images": num_images, "num_tags": num_tags, "words": vars(WordsConfig(name="carried"))},
-            recipe=f"{num_images} {num_tags} {seed}",
+            facts={
+                "num_images": num_images,
+                "num_tags": num_tags,
+                "gallery_index": gallery,
+                "words": vars(WordsConfig(name="carried")),
+            },
+            recipe=recipe,
             schema_version=SCHEMA_VERSION,
         )
 
-    add_generation(paths.artifact(KIND) / RUN, KIND, f"{num_images} {num_tags} {seed}", write)
+    recipe = digest([PUBLISH_VERSION, SCHEMA_VERSION, num_images, num_tags, seed])
+    add_generation(paths.artifact(KIND) / RUN, KIND, recipe, write)
     return paths
 
 
