@@ -13,10 +13,12 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-import crawl.collect  # noqa: F401
+import crawl.collect
+import crawl.takedown  # noqa: F401
 import features.build_index
 import features.embed_tags
 import features.extract
+import features.forget
 import features.reduce  # noqa: F401
 import serve.__main__
 import serve.judgements
