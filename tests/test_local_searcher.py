@@ -1,19 +1,28 @@
 """The searcher on one machine against brute force, and generations that change under it."""
 
+import csv
+import shutil
 import threading
 
 import numpy as np
 import pytest
+import torch
 
 import serve.searchers.local
+from configs.artifacts import atomic_write
 from configs.generations import current_generation
 from crawl.tags import normalise_tags
-from features.tag_vectors import CarriedWords
-from serve.searchers.base import Question
-from serve.searchers.current import CurrentSearcher
+from features.tag_vectors import vector_of_tag
+from features.word_tables import CarriedWords
+from serve.pictures import encode
+from serve.query import QueryError
+from serve.searchers.base import NoSuchImage, Question
+from serve.searchers.current import CurrentSearcher, open_searchers
 from serve.searchers.local import LocalSearcher
 from tests.synthetic import AWKWARD, NO_VECTOR, PHRASE, TAGS, copy_line, records
 from tests.test_publish import index_again, published
+from train.calibration import open_calibration
+from train.towers import embed_tags, load_towers
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -115,6 +124,206 @@ def test_a_tag_without_a_vector_adds_nothing_to_the_score(searcher):
     assert ids_of(both) == kept
 
 
+def brute_scores(directory, *tags):
+    """The mean of tags' cosines with all images, by image_id."""
+    ids = np.loadtxt(directory / "image_ids.txt", dtype=str)
+    names = (directory / "tags.txt").read_text(encoding="utf-8").splitlines()
+    wanted = np.load(directory / "tag_embeddings.npy")[[names.index(tag) for tag in tags]].mean(axis=0)
+    scores = np.load(directory / "embeddings.npy").astype(np.float32) @ wanted
+    return dict(zip(map(str, ids), scores.tolist(), strict=True))
+
+
+def best_first(scores, ids):
+    return sorted(ids, key=lambda image_id: (-scores[image_id], image_id))
+
+
+def test_of_tags_with_or_an_image_scores_by_the_best(searcher, directory):
+    dog, cat = (brute_scores(directory, tag) for tag in ("dog", "cat"))
+    best = {image_id: max(dog[image_id], cat[image_id]) for image_id in dog}
+    answer = asked(searcher, "dog OR cat")
+    assert ids_of(answer) == best_first(best, carrying("dog") | carrying("cat"))
+
+
+def test_what_is_left_out_is_neither_a_match_nor_a_guess(searcher, directory):
+    answer = asked(searcher, "dog -cat")
+    shown = {hit.image_id for hit in answer.hits}
+    assert ids_of(answer) == best_first(brute_scores(directory, "dog"), carrying("dog") - carrying("cat"))
+    assert not shown & carrying("cat")
+    assert shown == set(RECORDS) - carrying("cat")
+
+
+def test_a_query_that_only_leaves_out_finds_the_rest_in_ascending_order(searcher):
+    answer = asked(searcher, "-dog")
+    assert [hit.image_id for hit in answer.hits] == sorted(set(RECORDS) - carrying("dog"))
+    assert answer.num_guesses == 0
+
+
+def test_a_prefix_finds_every_tag_that_begins_so(searcher):
+    assert set(ids_of(asked(searcher, "c*"))) == set().union(*(carrying(tag) for tag in TAGS if tag[0] == "c"))
+
+
+@pytest.mark.parametrize("tags", [("dog",), ("dog", "cat"), ("river", "boat", "car")])
+def test_guesses_are_all_other_images_by_their_scores(searcher, directory, tags):
+    answer = asked(searcher, " ".join(tags))
+    guesses = [hit.image_id for hit in answer.hits if hit.guess]
+    scores = brute_scores(directory, *tags)
+    assert [hit.guess for hit in answer.hits] == sorted(hit.guess for hit in answer.hits)
+    assert guesses == best_first(scores, set(RECORDS) - carrying(*tags))
+    assert answer.num_guesses == len(guesses)
+
+
+def test_a_word_that_is_no_tag_ranks_everything_by_its_word_vector(trained, searcher, directory):
+    towers = load_towers(trained.run("small") / "towers.safetensors")
+    vector = vector_of_tag("puppy", CarriedWords())
+    wanted = embed_tags(towers, ["puppy"], torch.from_numpy(vector[None]))[0].numpy()
+    scores = np.load(directory / "embeddings.npy").astype(np.float32) @ wanted
+    answer = asked(searcher, "puppy")
+    assert (answer.num_matches, answer.num_guesses) == (0, len(RECORDS))
+    assert answer.unknown[0].ranked
+    assert [hit.score for hit in answer.hits] == pytest.approx(sorted(scores.tolist(), reverse=True), abs=1e-3)
+
+
+def test_a_word_of_which_nothing_is_known_ranks_nothing(searcher):
+    answer = asked(searcher, "qqqq wwww")
+    assert answer.hits == ()
+    assert [near.ranked for near in answer.unknown] == [False, False]
+
+
+def test_a_word_that_is_no_tag_leaves_the_other_side_of_or(searcher):
+    answer = asked(searcher, "dog OR wxyz")
+    assert set(ids_of(answer)) == carrying("dog")
+    assert [near.word for near in answer.unknown] == ["wxyz"]
+
+
+def test_clauses_count_and_an_empty_result_has_one_to_blame(searcher):
+    answer = asked(searcher, "dog -cat -dog")
+    assert [clause.text for clause in answer.clauses] == ["dog", "-cat", "-dog"]
+    assert [clause.num_images for clause in answer.clauses] == [
+        len(carrying("dog")), len(RECORDS) - len(carrying("cat")), len(RECORDS) - len(carrying("dog"))
+    ]  # fmt: skip
+    assert answer.num_matches == 0
+    blamed = next(clause for clause in answer.clauses if clause.text == answer.blame)
+    assert asked(searcher, blamed.without).num_matches > 0
+
+
+def having(**values):
+    return {name for name, record in RECORDS.items() if all(getattr(record, key) == values[key] for key in values)}
+
+
+@pytest.mark.parametrize("text", ["dog", "dog OR cat", "-dog", "puppy"])
+def test_filters_hold_for_matches_and_guesses(searcher, text):
+    whole = asked(searcher, text)
+    answer = searcher.search(Question(text, kinds=("photo",), limit=1000))
+    expected = [hit.image_id for hit in whole.hits if hit.image_id in having(kind="photo")]
+    assert [hit.image_id for hit in answer.hits] == expected
+    assert answer.num_guesses == sum(hit.guess for hit in answer.hits)
+    assert answer.kinds == whole.kinds
+
+
+def test_filters_are_offered_with_their_counts(searcher):
+    answer = asked(searcher, "dog")
+    counts = {kind: len(having(kind=kind) & carrying("dog")) for kind in ("photo", "drawing")}
+    assert {each.tag: each.num_images for each in answer.kinds} == counts
+    assert [(each.tag, each.num_images) for each in answer.licences] == [("CC0", len(carrying("dog")))]
+
+
+def test_a_filter_for_what_no_image_has_leaves_nothing_and_blames_no_clause(searcher):
+    answer = searcher.search(Question("dog", licences=("GPL",)))
+    assert (answer.num_matches, answer.num_guesses, answer.hits, answer.blame) == (0, 0, (), "")
+
+
+def test_newest_first_is_the_order_of_coming_where_no_image_has_a_date(searcher):
+    answer = searcher.search(Question("dog", sort="newest", limit=1000))
+    came = [record.image_id for record in records() if "dog" in record.tags]
+    assert ids_of(answer) == came[::-1]
+    by_score = {hit.image_id: hit.score for hit in asked(searcher, "dog").hits}
+    assert all(by_score[hit.image_id] == hit.score for hit in answer.hits)
+
+
+@pytest.mark.parametrize("text", ["dog", "dog OR cat", "puppy"])
+@pytest.mark.parametrize("sort", ["score", "newest"])
+def test_the_cut_off_leaves_what_is_above_the_score_that_promises_so_much(trained, searcher, text, sort):
+    calibration = open_calibration(trained, "small")
+    least = calibration.threshold(0.3)
+    whole = searcher.search(Question(text, sort=sort, limit=1000))
+    answer = searcher.search(Question(text, sort=sort, cutoff=0.3, limit=1000))
+    assert [hit.image_id for hit in answer.hits] == [hit.image_id for hit in whole.hits if hit.score >= least]
+    assert 0 < len(answer.hits) < len(whole.hits)
+    assert answer.num_matches == whole.num_matches
+    assert len(answer.hits) == answer.num_shown + answer.num_guesses
+
+
+def test_a_cut_off_that_no_score_promises_leaves_nothing(trained, searcher):
+    assert open_calibration(trained, "small").threshold(1.1) is None
+    assert searcher.search(Question("dog", cutoff=1.1)).hits == ()
+
+
+def test_hits_have_the_probability_of_their_score(trained, searcher):
+    calibration = open_calibration(trained, "small")
+    for hit in asked(searcher, "dog").hits:
+        assert hit.probability == calibration.probability_of(np.array([hit.score]))[0]
+
+
+def nearest(directory, image_id):
+    ids = [str(name) for name in np.loadtxt(directory / "image_ids.txt", dtype=str)]
+    embeddings = np.load(directory / "embeddings.npy").astype(np.float32)
+    scores = dict(zip(ids, (embeddings @ embeddings[ids.index(image_id)]).tolist(), strict=True))
+    return best_first(scores, set(ids) - {image_id})
+
+
+def test_more_like_a_stored_picture_are_its_neighbours_without_itself(searcher, directory):
+    image_id = sorted(RECORDS)[7]
+    answer = searcher.search(Question(like=image_id, limit=1000))
+    assert [hit.image_id for hit in answer.hits] == nearest(directory, image_id)
+    assert all(hit.guess and hit.probability is None for hit in answer.hits)
+    assert answer.num_guesses == len(RECORDS) - 1
+
+
+def test_with_a_text_the_matches_come_first_by_how_like_they_are(searcher, directory):
+    image_id = sorted(set(RECORDS) - carrying("dog"))[7]
+    answer = searcher.search(Question("dog", like=image_id, limit=1000))
+    assert ids_of(answer) == [each for each in nearest(directory, image_id) if each in carrying("dog")]
+
+
+def test_an_uploaded_picture_finds_itself(searcher, directory):
+    embeddings = np.load(directory / "embeddings.npy").astype(np.float32)
+    answer = searcher.search(Question(picture=encode(embeddings[9]), limit=3))
+    assert answer.hits[0].image_id == sorted(RECORDS)[9]
+    assert answer.hits[0].score == pytest.approx(1, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("question", "error"),
+    [
+        (Question("(dog"), QueryError),
+        (Question(picture="xyz!"), QueryError),
+        (Question(picture="AAAA"), QueryError),
+        (Question(like="0" * 16 + "0"), NoSuchImage),
+        (Question("dog", like="../etc"), NoSuchImage),
+    ],
+)
+def test_what_cannot_be_asked_is_refused(searcher, question, error):
+    with pytest.raises(error):
+        searcher.search(question)
+
+
+def test_an_answer_says_how_long_its_steps_took(searcher):
+    timing = asked(searcher, "horse OR apple", 0, 5).timing
+    assert timing.keys() == {"parse", "match", "rank", "records"}
+    assert all(milliseconds >= 0 for milliseconds in timing.values())
+
+
+def test_the_direction_of_an_image_is_that_which_scores_it(searcher, directory):
+    hit = asked(searcher, "dog OR cat").hits[0]
+    direction = searcher.direction(Question("dog OR cat"), hit.image_id)
+    row = sorted(RECORDS).index(hit.image_id)
+    assert float(np.load(directory / "embeddings.npy")[row].astype(np.float32) @ direction) == pytest.approx(
+        hit.score, abs=1e-4
+    )
+    assert searcher.direction(Question("-dog"), hit.image_id) is None
+    assert searcher.direction(Question("dog"), "0" * 15) is None
+
+
 def test_the_query_of_an_answer_asks_for_the_same_tags(searcher):
     answer = asked(searcher, f'DOG {PHRASE} "{AWKWARD[0]}"', 0, 5)
     assert [count.tag for count in asked(searcher, answer.query, 0, 5).tags] == ["dog", PHRASE, AWKWARD[0]]
@@ -207,6 +416,19 @@ def test_popular_tags_are_the_most_frequent(searcher):
     assert [count.num_images for count in counts] == [len(carrying(tag)) for tag in every[:5]]
 
 
+def test_tags_are_browsed_by_name_and_by_quality(trained, searcher):
+    assert [count.tag for count in searcher.browse("c", "name", 1, 2)[1]] == ["cat", "chair"]
+    assert searcher.browse("c", "name", 0, 1)[0] == sum(tag.startswith("c") for tag in TAGS)
+    with (trained.run("small") / "evaluation" / "test" / "per_tag.csv").open(encoding="utf-8", newline="") as stream:
+        rows = [row for row in csv.DictReader(stream) if (row["question"], row["system"]) == ("gallery", "trained")]
+    quality = {row["tag"]: float(row["map"]) for row in rows}
+    found = [count.tag for count in searcher.browse("", "quality", 0, 100)[1]]
+    judged = [tag for tag in found if tag in quality]
+    assert found[: len(judged)] == judged
+    assert len(judged) == len(quality) > 5
+    assert [quality[tag] for tag in judged] == sorted(quality.values(), reverse=True)
+
+
 def test_details_hold_the_record_and_predictions_best_first(searcher):
     image_id = sorted(RECORDS)[5]
     details = searcher.details(image_id)
@@ -293,6 +515,77 @@ def test_threads_that_search_while_generations_change_get_answers_of_one_each(ow
         thread.join()
     assert not problems
     assert seen <= set(totals.items())
+
+
+def test_an_alias_finds_its_tag_and_a_broader_tag_the_narrower_ones(own):
+    relations = "tag,relation,other\nautomobile,alias,car\ndog,broader,pet\ncat,broader,pet\nriver,broader,boat\n"
+    (own.artifact("collection") / "tag_relations.csv").write_text(relations)
+    searcher = LocalSearcher(published(own), own.artifact("collection"), CarriedWords())
+    assert set(ids_of(asked(searcher, "automobile"))) == carrying("car")
+    assert set(ids_of(asked(searcher, "pet"))) == carrying("dog") | carrying("cat")
+    assert set(ids_of(asked(searcher, "boat"))) == carrying("boat") | carrying("river")
+    assert set(ids_of(asked(searcher, "river"))) == carrying("river")
+    assert asked(searcher, "pet").tags[0].num_images == len(carrying("dog") | carrying("cat"))
+    assert asked(searcher, "automobile").unknown == ()
+
+
+def test_two_generations_that_take_turns_under_many_threads_never_mix_nor_fail(own):
+    first = current_generation(own.artifact("served") / "small", make="").name
+    index_again(own, [records()[:-40]])
+    second = published(own).name
+    pointer = own.artifact("served") / "small" / "current"
+    counts = {first: len(carrying("dog")), second: sum("dog" in record.tags for record in records()[:-40])}
+    current = CurrentSearcher(own, "small")
+    seen, problems, done = set(), [], threading.Event()
+
+    def search():
+        while not done.is_set():
+            try:
+                searcher = current()
+                answer = asked(searcher, "dog -cat OR horse", 0, 20)
+                seen.add((searcher.generation, asked(searcher, "dog").num_matches, answer.num_matches))
+            except Exception as error:
+                problems.append(error)
+
+    threads = [threading.Thread(target=search) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for turn in range(20):
+        atomic_write(pointer, (first, second)[turn % 2] + "\n")
+        current()
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert problems == []
+    assert {(generation, number) for generation, number, _ in seen} <= set(counts.items())
+    assert len({number for _, _, number in seen}) == len({generation for generation, _, _ in seen})
+
+
+def test_a_generation_that_cannot_be_opened_is_not_taken_over_and_the_next_one_is(own, caplog):
+    current = CurrentSearcher(own, "small")
+    old, pointer = current(), own.artifact("served") / "small" / "current"
+    atomic_write(pointer, "nowhere\n")
+    assert current() is old
+    assert current() is old
+    assert sum("cannot be served" in record.message for record in caplog.records) == 1
+    index_again(own, [records()[:-3]])
+    latest = published(own)
+    assert current().generation == latest.name
+
+
+def test_a_searcher_answers_on_after_its_generation_is_gone(own):
+    searcher = CurrentSearcher(own, "small")()
+    before = asked(searcher, "dog -cat").hits
+    shutil.rmtree(current_generation(own.artifact("served") / "small", make=""))
+    assert asked(searcher, "dog -cat").hits == before
+    assert len(asked(searcher, "river").hits) == len(RECORDS)
+    assert searcher.details(sorted(RECORDS)[0]).record["title"]
+
+
+def test_several_runs_are_opened_by_name_with_one_word_table(trained):
+    searchers = open_searchers(trained, ["small"])
+    assert list(searchers) == ["small"]
+    assert searchers["small"]().run == "small"
 
 
 def test_a_generation_that_no_request_holds_closes_its_shards(own, monkeypatch):
