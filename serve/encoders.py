@@ -15,8 +15,10 @@ from configs.compose import Paths
 from crawl.config import GateOptions
 from crawl.ingest import Accepted, IsolatedGate, Refused
 from serve.busy import Queue
+from serve.searchers.base import Searcher
 
 if TYPE_CHECKING:
+    from features.single_picture import SinglePicture
     from serve.run_encoder import RunEncoder
 
 MAX_UPLOAD_BYTES = 16 * 2**20
@@ -29,24 +31,27 @@ class Encoders:
 
     def __init__(self, paths: Paths) -> None:
         self._paths = paths
-        self._opened: dict[str, RunEncoder] = {}
+        self._opened: dict[str, tuple[str, RunEncoder]] = {}  # of each run its latest generation
+        self._networks: dict[str, SinglePicture] = {}
         self._gate: IsolatedGate | None = None
         self._lock = threading.Lock()
         self._closing = ExitStack()
         self.queue = Queue(WAITING)
 
-    def of(self, run: str) -> RunEncoder:
-        """Return the encoder of a run.
+    def of(self, searcher: Searcher) -> RunEncoder:
+        """Return the encoder of what a searcher serves.
 
         Raises:
             ArtifactError: the run, its backbone or its towers cannot be opened.
         """
-        from serve.run_encoder import RunEncoder  # torch takes seconds to import, and most servers never need it
+        from serve.run_encoder import open_encoder  # torch takes seconds to import, and most servers never need it
 
         with self._lock:
-            if run not in self._opened:
-                self._opened[run] = RunEncoder(self._paths, run)
-            return self._opened[run]
+            generation, encoder = self._opened.get(searcher.run, ("", None))
+            if encoder is None or generation != searcher.generation:
+                encoder = open_encoder(self._paths, searcher.run, searcher.generation, self._networks)
+                self._opened[searcher.run] = searcher.generation, encoder
+            return encoder
 
     def ingest(self, content: bytes) -> Accepted | Refused:
         """Judge a stranger's bytes in a process of their own, by the gate that the collection passed.

@@ -67,7 +67,7 @@ class StubEncoders:
         self.pictures = SinglePicture(FeatureSpaceConfig(backbone=HISTOGRAM), gate="")
         self.towers = TwoTowers(tag_dim=4, image_dim=99, embed_dim=WIDTH, depth=1).eval()
 
-    def of(self, run):
+    def of(self, searcher):
         return self
 
     def ingest(self, content):

@@ -54,5 +54,5 @@ def search_by_upload() -> ResponseReturnValue:
                 refusal=sentence,
                 reason="" if nothing else f"{verdict.reason}: {verdict.detail}",
             ), 422
-        embedding = encoders.of(searcher.run).embedding(verdict.jpeg)
+        embedding = encoders.of(searcher).embedding(verdict.jpeg)
     return redirect(url_for("pages.search_page", picture=encode(embedding), run=run or None), 303)

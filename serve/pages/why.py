@@ -49,7 +49,7 @@ class Explanations:
         from serve.why import shares_of  # with torch, which takes seconds to import and most servers never need
 
         with encoders.queue.turn():
-            encoder = encoders.of(searcher.run)
+            encoder = encoders.of(searcher)
             shares = shares_of(encoder.pictures, encoder.towers.image, jpeg, direction)
         with self._lock:
             self._kept[key] = shares
@@ -87,5 +87,5 @@ def draw(searcher: Searcher, hit: Hit, shares: Shares) -> bytes:
     from serve.why import overlay
 
     encoders: Encoders = current_app.extensions["encoders"]
-    box = seen(hit.width, hit.height, encoders.of(searcher.run).pictures.backbone)
+    box = seen(hit.width, hit.height, encoders.of(searcher).pictures.backbone)
     return overlay(shares, hit.width, hit.height, box)
