@@ -174,7 +174,7 @@ class WebSource(NetworkSource):
     picture_match: str = ""  # regular expression that a picture's address must contain
     picture_skip: str = ""  # regular expression that it must not
     block: str = ""  # selector of what holds one picture with its tags, where a page shows several; empty: the page
-    picture: str = ""  # selector within the block; empty: structured data, and all pictures where there is none
+    picture: str = ""  # selector within the block; empty: structured data, else all but thumbnails of pages to read
     tags: str = ""  # selector; empty: structured data, `rel=tag` links and meta keywords
     title: str = ""  # selector; empty: structured data, the title attribute, the page's title
     caption: str = ""  # selector; empty: structured data, figcaption, alt

@@ -43,14 +43,23 @@ def test_rules_say_where_the_parts_of_each_block_stand():
 
 
 def test_addresses_of_pictures_and_links_may_be_chosen():
-    found = read(BLOCKS + "<a href=/2.html>x</a>", picture_match=r"/1\.", follow_skip="2")
-    assert list(shown(found)) == ["/1.jpg"]
+    found = read(BLOCKS + "<a href=/2.html>x</a>", picture_match=r"/2\.", follow_skip="2")
+    assert list(shown(found)) == ["/2.jpg"]
     assert [link.url for link in found.links] == ["https://example.org/1.html"]
 
 
 def test_pictures_are_taken_from_pages_that_match_alone():
     assert read(BLOCKS, page_match="/photo/").pictures == []
-    assert len(read(BLOCKS, page_match="/gallery/").pictures) == 2
+    assert len(read(BLOCKS, page_match="/gallery/", picture="img").pictures) == 2
+
+
+def test_thumbnails_are_left_to_the_pages_they_lead_to():
+    listed = """
+        <a href=/p/1><img src=t1.jpg></a> <a href=""><img src=here.jpg></a> <a href=http://[><img src=bad.jpg></a>
+        <a href=https://other.example/p><img src=abroad.jpg></a> <a href=/full.jpg><img src=t2.jpg></a>"""
+    names = [url.rpartition("/")[2] for url in shown(read(listed))]
+    assert names == ["here.jpg", "bad.jpg", "abroad.jpg", "full.jpg"]
+    assert "https://example.org/gallery/t1.jpg" in [each.url for each in read(listed, block="a").pictures]
 
 
 @pytest.mark.parametrize("selector", ["div[", "//div[", "h2::nonsense"])

@@ -122,7 +122,9 @@ class Web(Finder):
                     yield Picture(url, self._about(page, block, common, each, url))
             return
         else:
-            chosen = _all_pictures(page, block)
+            chosen = [
+                each for each in _all_pictures(page, block) if block is not None or not self._leads_on(page, each)
+            ]
         for element in chosen:
             if url := self._largest(page, element):
                 yield Picture(url, self._about(page, block, common, _said_beside(element), url))
@@ -133,6 +135,15 @@ class Web(Finder):
         from crawl.sources.structured import described_pictures  # extruct brings all of RDF with it
 
         return described_pictures(page, self._separator)
+
+    def _leads_on(self, page: Page, element: Any) -> bool:
+        """Tell whether a picture only leads to another page that is read: that one has it larger, and tells of it."""
+        link = next(element.iterancestors("a"), None) if element.tag == "img" else None
+        try:
+            url = "" if link is None else canonical(link.get("href") or "", page.base)
+        except BadUrl:
+            return False
+        return url not in ("", page.url) and self._may_follow(url)
 
     def _largest(self, page: Page, element: Any) -> str:
         refused_before = len(page.refused)
