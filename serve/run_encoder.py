@@ -9,7 +9,7 @@ from configs.artifacts import ArtifactError, open_artifact
 from configs.compose import Paths
 from features.single_picture import SinglePicture
 from features.spaces import feature_space
-from serve.generation import KIND, TOWERS
+from serve.generation import KIND, MAKE, SCHEMA_VERSION, TOWERS
 from train.runs import features_of
 from train.towers import TwoTowers, embed, load_towers
 
@@ -34,7 +34,7 @@ def open_encoder(paths: Paths, run: str, generation: str, networks: dict[str, Si
         ArtifactError: the generation or its run is gone, or the run's features are not those it was published with.
     """
     directory = paths.artifact("served") / run / generation
-    space = open_artifact(directory, KIND, make=f'make publish ARGS="run={run}"').must_match["feature_space"]
+    space = open_artifact(directory, KIND, MAKE, SCHEMA_VERSION).must_match["feature_space"]
     if space not in networks:
         manifest = open_artifact(paths.run(run), "run", make=f'make train ARGS="run={run}"')
         gate = open_artifact(paths.artifact("collection"), "collection", make="make crawl").must_match["gate"]

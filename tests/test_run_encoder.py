@@ -15,6 +15,7 @@ from features.config import FeatureSpaceConfig
 from features.image_features import open_store
 from features.inverted_index import open_index
 from serve.encoders import Encoders
+from serve.generation import KIND, SCHEMA_VERSION
 from tests.stub_searcher import StubSearcher
 from tests.tiny import HISTOGRAM, picture
 from train.towers import TwoTowers, embed, save_towers
@@ -24,11 +25,19 @@ def write_run(paths, space):
     torch.manual_seed(0)
     towers = TwoTowers(tag_dim=200, image_dim=99, embed_dim=16, depth=1).eval()
     run, served = paths.run("small"), Path(paths.data) / "served" / "small" / "one"
-    for directory, kind in ((run, "run"), (served, "served")):
+    for directory, kind, version in ((run, "run", 1), (served, KIND, SCHEMA_VERSION)):
         directory.mkdir(parents=True, exist_ok=True)
         save_towers(towers, directory / "towers.safetensors")
         config = {"run": "small", "backbone": asdict(HISTOGRAM)}
-        seal(directory, kind, config=config, files=["towers.safetensors"], must_match={"feature_space": space})
+        must_match = {"feature_space": space}
+        seal(
+            directory,
+            kind,
+            config=config,
+            files=["towers.safetensors"],
+            must_match=must_match,
+            schema_version=version,
+        )
     return towers
 
 

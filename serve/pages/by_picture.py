@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from flask import current_app, redirect, render_template, request, url_for
+from flask import abort, current_app, redirect, render_template, request, url_for
 from flask.typing import ResponseReturnValue
 
+from configs.artifacts import ArtifactError
 from crawl.ingest import Accepted, Reason
 from serve.api.request_values import current_searcher, refuse_foreign_origin
 from serve.encoders import MAX_UPLOAD_BYTES, Encoders
@@ -54,5 +55,10 @@ def search_by_upload() -> ResponseReturnValue:
                 refusal=sentence,
                 reason="" if nothing else f"{verdict.reason}: {verdict.detail}",
             ), 422
-        embedding = encoders.of(searcher).embedding(verdict.jpeg)
+        try:
+            encoder = encoders.of(searcher)
+        except ArtifactError as error:
+            current_app.logger.error("no search by picture: %s", error)
+            abort(503, "Pictures cannot be looked at here at the moment")
+        embedding = encoder.embedding(verdict.jpeg)
     return redirect(url_for("pages.search_page", picture=encode(embedding), run=run or None), 303)
