@@ -41,11 +41,11 @@ class Strict(ma.Schema):
 class Whole(ma.fields.Integer):
     """A whole number as JSON Schema has it: 3 and 3.0, but neither "3" nor true."""
 
-    def _deserialize(self, value: Any, *arguments: Any, **values: Any) -> int | None:
+    def _validated(self, value: Any) -> int:
         whole = isinstance(value, int | float) and not isinstance(value, bool) and value == value // 1
         if not whole:
             raise self.make_error("invalid", input=value)
-        return super()._deserialize(int(value), *arguments, **values)
+        return int(value)
 
 
 class JudgementBody(Strict):

@@ -7,6 +7,8 @@ counts from when its request was due, so a server that stalls cannot hide it by 
 
 from __future__ import annotations
 
+import gc
+import hashlib
 import json
 import re
 import selectors
@@ -14,7 +16,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import cycle
@@ -32,6 +34,7 @@ class Load:
     seconds: float = 5.0
     rate: float = 0.0  # requests a second in the open loop; 0 is the closed loop
     requests: int = 0  # where above 0, stop after so many instead of after `seconds`
+    digests: bool = False  # tell which bodies came for each path
 
 
 @dataclass
@@ -42,6 +45,7 @@ class Found:
     latencies_ms: list[float] = field(default_factory=list)
     statuses: dict[str, int] = field(default_factory=dict)
     broken: int = 0  # connections that ended within an answer, or before one that was asked for
+    bodies: dict[str, list[str]] = field(default_factory=dict)  # path -> digests of its bodies, where asked for
 
     @property
     def answers(self) -> int:
@@ -72,6 +76,7 @@ class Connection:
         self._buffer = bytearray()
         self._length = 0  # of the whole answer, once its head is read
         self.due = 0.0
+        self.path = ""
         self.status = ""
         self.open()
 
@@ -81,9 +86,9 @@ class Connection:
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._buffer.clear()
 
-    def send(self, request: bytes, due: float) -> None:
+    def send(self, asked: tuple[str, bytes], due: float) -> None:
         """Ask; a request is small enough for the socket's buffer."""
-        self.due, self._length = due, 0
+        (self.path, request), self.due, self._length = asked, due, 0
         self._buffer.clear()
         self.socket.sendall(request)
 
@@ -116,9 +121,15 @@ def request_for(path: str) -> bytes:
     return f"GET {path} HTTP/1.1\r\nHost: localhost\r\nAccept: */*\r\n\r\n".encode()
 
 
+def digest_of(body: bytes) -> str:
+    """Return what tells a body from others."""
+    return hashlib.blake2b(body, digest_size=8).hexdigest()
+
+
 def run(load: Load) -> Found:
     """Ask as `load` says, in this process."""
-    requests = cycle([request_for(path) for path in load.paths])
+    requests = cycle([(path, request_for(path)) for path in load.paths])
+    bodies: dict[str, set[str]] = defaultdict(set)
     free = deque(Connection(load.port) for _ in range(load.connections))
     selector = selectors.DefaultSelector()
     for connection in free:
@@ -154,8 +165,11 @@ def run(load: Load) -> Found:
             if whole:
                 found.latencies_ms.append((time.perf_counter() - connection.due) * 1e3)
                 statuses[connection.status] += 1
+                if load.digests:
+                    bodies[connection.path].add(digest_of(connection.body))
                 free.append(connection)
     found.seconds, found.statuses = time.perf_counter() - start, dict(statuses)
+    found.bodies = {path: sorted(digests) for path, digests in bodies.items()}
     for connection in free:
         connection.socket.close()
     return found
@@ -179,6 +193,7 @@ def measure(load: Load) -> Found:
 def main() -> None:
     """Read a load from standard input, write what was found to standard output."""
     asked = json.load(sys.stdin)
+    gc.disable()  # a pause would be taken for the server's
     json.dump(asdict(run(Load(**{**asked, "paths": tuple(asked["paths"])}))), sys.stdout)
 
 
