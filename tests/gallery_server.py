@@ -10,11 +10,13 @@ import asyncio
 import gzip
 import json
 import re
+import ssl
 import threading
 import time
 import zlib
 from dataclasses import dataclass, field
 from email.utils import formatdate
+from pathlib import Path
 from urllib.parse import quote, unquote
 
 from tests.tiny import picture
@@ -44,6 +46,7 @@ class Gallery:
     expected: dict[int, set[str]] = field(default_factory=dict)  # number of a picture -> its tags
     faults: dict[str, tuple[str, str]] = field(default_factory=dict)  # address -> state and reason
     port: int = 0
+    certificate: Path | None = None  # with its key; then it speaks TLS
 
     def __enter__(self) -> Gallery:
         self._loop = asyncio.new_event_loop()
@@ -60,7 +63,11 @@ class Gallery:
 
     def _run(self, started: threading.Event) -> None:
         asyncio.set_event_loop(self._loop)
-        server = self._loop.run_until_complete(asyncio.start_server(self._serve, "127.0.0.1", 0))
+        tls = None
+        if self.certificate:
+            tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            tls.load_cert_chain(self.certificate)
+        server = self._loop.run_until_complete(asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=tls))
         self.port = server.sockets[0].getsockname()[1]
         started.set()
         self._loop.run_forever()

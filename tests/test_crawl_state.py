@@ -6,9 +6,13 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 import crawl.collect
 from configs.artifacts import ArtifactError, read_manifest
@@ -17,6 +21,7 @@ from crawl.collect import collect
 from crawl.config import CrawlConfig, UrlsSource, WebSource
 from crawl.fetch.process import FetchProcess
 from crawl.shards import Collection, ShardWriter
+from crawl.tombstones import Tombstone, Tombstones, address_digest
 from tests.gallery_server import PICTURES, Gallery
 from tests.test_crawl_web import fetch_options, outcomes, tags_of
 from tests.tiny import QuickGate
@@ -120,6 +125,45 @@ def test_a_refresh_asks_whether_something_changed_and_takes_what_did(web, tmp_pa
     monkeypatch.setitem(PICTURES, 1, PICTURES[90])
     monkeypatch.setattr("tests.gallery_server.ETAG", "new")
     assert tags_of(collect(config)) == {n: {"all", f"number {n if n < 90 else 1}"} for n in (0, 1, 2, 90)}
+
+
+def test_an_address_that_was_taken_down_is_not_asked_for(web, tmp_path):
+    rows = rows_of(web, 3)
+    collection = tmp_path / "data" / "collection"
+    collection.mkdir(parents=True)
+    Tombstones(collection).add([Tombstone(addresses=(address_digest(rows[1]["url"]),))])
+    directory = collect(list_config(web, tmp_path, rows))
+    assert set(tags_of(directory)) == {0, 2}
+    assert "/p/1.jpg" not in {each.path for each in web.asked}
+    assert read_manifest(directory).facts["refused"] == {"taken_down": 1}
+
+
+def test_certificates_are_verified_by_name_and_by_issuer(tmp_path, monkeypatch):
+    """The server's certificate is for cdn.test, and trusted only because the environment says so."""
+    rows = [{"url": f"https://{host}.test:{{port}}/p/1.jpg"} for host in ("cdn", "gallery")]
+    certificate = write_certificate(tmp_path / "cdn.pem", "cdn.test")
+    with Gallery(certificate=certificate) as web:
+        rows = [{"url": row["url"].format(port=web.port)} for row in rows]
+        config = list_config(web, tmp_path, rows)
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        collect(config)
+    assert outcomes(config) == {rows[0]["url"]: ("done", ""), rows[1]["url"]: ("failed", "tls")}
+
+
+def write_certificate(path, name):
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder(subject, subject, key.public_key(), 1, now - timedelta(1), now + timedelta(1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    encoding = serialization.Encoding.PEM
+    private = key.private_bytes(encoding, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    path.write_bytes(private + certificate.public_bytes(encoding))
+    return path
 
 
 def test_a_crawl_without_a_contact_is_refused(web, tmp_path):

@@ -60,7 +60,7 @@ def main() -> None:
     logging.disable(logging.INFO)  # Scrapy tells of every request; what matters stands in the database
     process = CrawlerProcess({**SETTINGS, "FETCH": options})
     crawler = process.create_crawler(Fetcher)
-    process.crawl(crawler, state=state, options=options, finder=open_finder(order.source, options.agent), dry=order.dry)
+    process.crawl(crawler, state=state, options=options, finder=open_finder(order.source, options.agent), order=order)
     threading.Thread(target=_await_end, args=(crawler,), daemon=True).start()
     crawler.signals.connect(_give_up, signals.spider_error)
     process.start(install_signal_handlers=False)

@@ -9,6 +9,7 @@ from OpenSSL.SSL import Error as TlsError
 from scrapy.core.downloader.handlers.base import BaseDownloadHandler
 from scrapy.http import Request, Response
 from scrapy.utils.defer import maybe_deferred_to_future
+from service_identity import VerificationError
 from twisted.internet import defer, error
 from twisted.internet.protocol import Protocol
 from twisted.python.failure import Failure
@@ -26,7 +27,7 @@ log = logging.getLogger(__name__)
 _IDLE_S = 10  # an unused connection is kept this long, less than most servers keep theirs
 _KINDS: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], str], ...] = (
     (error.DNSLookupError, "dns"),
-    (TlsError, "tls"),
+    ((TlsError, VerificationError), "tls"),
     ((error.ConnectError, error.TimeoutError, error.ConnectionRefusedError), "connect"),
     ((wire.ParseError, wire.BadResponseVersion, ValueError), "bad_answer"),
     ((defer.CancelledError, defer.TimeoutError), "timeout"),

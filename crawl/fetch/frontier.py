@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import count
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ from crawl.fetch.found import API
 from crawl.fetch.manners import MAX_ROBOTS_HOPS, ROBOTS_AGE_S, TDM_PATH, Site, read_site
 from crawl.fetch.state import Job, State
 from crawl.fetch.urls import origin_of
+from crawl.tombstones import TAKEN_DOWN
 
 if TYPE_CHECKING:
     from crawl.config import FetchOptions
@@ -24,6 +26,7 @@ MAX_HOSTS = 5_000  # held in memory at a time; the others wait in the database
 JOBS_A_HOST = 32  # held in memory
 MAX_SITES = 20_000
 ROBOTS, TDM = -1, -2  # kinds of jobs that belong to an origin and lie in no table
+_OUT_OF_REACH = ("tls", "bad_answer", "too_large_head", "too_many_bytes")  # no rule of the site, and no rule of ours
 _SMOOTHING = 0.5  # of what a host takes to answer, as Scrapy's AutoThrottle has it
 _MAX_BACKOFFS = 6
 
@@ -65,10 +68,14 @@ class Frontier:
         state: the database; jobs that rules forbid are refused there without being handed out.
         options: of the fetcher.
         dry: hand out nothing but questions for rules, and pass over the rest.
+        is_gone: says of an address that its picture was taken down, so that it is not asked for again.
     """
 
-    def __init__(self, state: State, options: FetchOptions, dry: bool = False) -> None:
+    def __init__(
+        self, state: State, options: FetchOptions, dry: bool = False, is_gone: Callable[[str], bool] = lambda _: False
+    ) -> None:
         self.dry = dry
+        self.is_gone = is_gone
         self.state = state
         self.options = options
         self.hosts: dict[str, Host] = {}
@@ -148,7 +155,7 @@ class Frontier:
             if job.kind != API and not self._knows(host, job, now):
                 continue  # there is an errand now
             host.queue.popleft()
-            if job.kind != API and (reason := self._forbidden(job)):
+            if reason := self._forbidden(job):
                 self._turn_away(job, reason)
                 continue
             if self.dry:
@@ -192,15 +199,17 @@ class Frontier:
             host.delay_s = max(host.delay_s, site.delay_s)
 
     def _forbidden(self, job: Job) -> str:
+        if self.is_gone(job.url):
+            return TAKEN_DOWN
         site = self.sites.get(origin_of(job.url))
-        if site is None:
+        if site is None or job.kind == API:
             return ""
         if site.delay_s > self.options.max_gap_s:
             return "crawl_delay"
         return site.forbids(job.url, self.options.agent)
 
     def _turn_away(self, job: Job, reason: str) -> None:
-        if reason in TRANSIENT:
+        if reason in TRANSIENT or reason in _OUT_OF_REACH:
             self.state.fail(job, reason, "as robots.txt of its host", 0)
         else:
             self.state.refuse(job, reason, "")

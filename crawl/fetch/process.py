@@ -22,6 +22,7 @@ class Order:
     """What a fetching process needs to know."""
 
     database: str
+    collection: str  # whose tombstones are not crossed
     options: FetchOptions
     source: SourceConfig
     dry: bool = False  # ask for rules alone
@@ -35,7 +36,7 @@ class Order:
         """Read it back."""
         kinds = {kind.name: kind for kind in SOURCES}
         source = kinds[told["source"]["name"]](**told["source"])
-        return Order(told["database"], FetchOptions(**told["options"]), source, told["dry"])
+        return Order(told["database"], told["collection"], FetchOptions(**told["options"]), source, told["dry"])
 
 
 class FetchProcess:

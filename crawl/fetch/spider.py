@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import AsyncIterator
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from scrapy import Request, Spider
@@ -21,9 +22,11 @@ from crawl.fetch.faults import TRANSIENT, Fault, Refusal
 from crawl.fetch.found import API, PICTURE, SITEMAP, Answer, Entry, Finder, Found
 from crawl.fetch.frontier import ROBOTS, Frontier
 from crawl.fetch.manners import header_opt_out, retry_after_s
+from crawl.fetch.process import Order
 from crawl.fetch.state import Answered, Job, State, get_meta
 from crawl.fetch.urls import BadUrl, canonical
 from crawl.records import image_id_of
+from crawl.tombstones import Tombstones
 
 log = logging.getLogger(__name__)
 
@@ -62,12 +65,13 @@ class Fetcher(Spider):
 
     name = "tagtower"
 
-    def __init__(self, state: State, options: FetchOptions, finder: Finder, dry: bool, **kwargs: Any) -> None:
+    def __init__(self, state: State, options: FetchOptions, finder: Finder, order: Order, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.crawl = state
         self.options = options
         self.finder = finder
-        self.frontier = Frontier(state, options, dry)
+        tombstones = Tombstones(Path(order.collection))
+        self.frontier = Frontier(state, options, order.dry, lambda url: tombstones.is_taken_down(urls=[url]))
         self.stopping = False
         self.came_to_an_end = False  # rather than broken off by an error
         self._looked_at = -POLL_S

@@ -130,7 +130,8 @@ class Network(Source):
                 time.sleep(_POLL_S)
 
     def _order(self, database: str, dry: bool = False) -> Order:
-        return Order(str(self.directory / database), self.cfg.fetch, self.cfg.source, dry)
+        collection = self.cfg.paths.artifact("collection")
+        return Order(str(self.directory / database), str(collection), self.cfg.fetch, self.cfg.source, dry)
 
     def _tell(self, bar: Any) -> None:
         """Show how far the crawl is, once a second, and let the fetcher know what was taken out."""
