@@ -29,7 +29,9 @@ from crawl.account import nothing_accepted, report
 from crawl.compact import compact, seal_shards
 from crawl.config import SOURCES, CrawlConfig, NetworkSource
 from crawl.ingest import TRANSIENT, Accepted, IsolatedGate, Refused, acceptance, gate_space
+from crawl.near_groups import NearGroups
 from crawl.records import Record, image_id_of
+from crawl.screen import Screen
 from crawl.shards import RELATIONS_FILE, ShardWriter, committed_shards, shard_state
 from crawl.sources import Source, SourceItem, open_source
 from crawl.sources.network import Network
@@ -52,6 +54,7 @@ class Crawl:
     consumed: int = 0  # items of the source that committed shards account for
     duplicates: int = 0
     next_shard: int = 0
+    near: NearGroups | None = None  # where copies join groups
     tombstones: Tombstones = field(init=False)
 
     def __post_init__(self) -> None:
@@ -113,11 +116,13 @@ def _is_taken_down(crawl: Crawl, item: SourceItem, image_id: str, jpeg: bytes = 
     return crawl.tombstones.is_taken_down(image_id=image_id, urls=urls, jpeg=jpeg)
 
 
-def _record(item: SourceItem, image_id: str, image: Accepted) -> Record:
+def _record(item: SourceItem, image_id: str, image: Accepted, copied: str) -> Record:
+    """Return the record of a new image; the group of what it is a copy of goes before that which the source gives."""
     given = dict(item.provenance)
+    group = given.pop("group", "")
     return Record(
         image_id=image_id,
-        group=given.pop("group", "") or image_id,
+        group=copied or group or image_id,
         tags=item.tags,
         labels=item.labels,
         width=image.width,
@@ -145,7 +150,8 @@ def file_item(crawl: Crawl, shard: ShardWriter, entry: _Waiting, outcome: Accept
         return refusal
     if isinstance(outcome, Accepted):
         crawl.known[image_id] = set(item.tags)
-        shard.add_image(_record(item, image_id, outcome), outcome.jpeg)
+        copied = crawl.near.group_of(outcome.jpeg, shard) if crawl.near else ""
+        shard.add_image(_record(item, image_id, outcome, copied), outcome.jpeg)
     else:
         crawl.duplicates += 1
         if new := tuple(tag for tag in item.tags if tag not in crawl.known[image_id]):
@@ -168,7 +174,7 @@ def _refusal(crawl: Crawl, entry: _Waiting, outcome: Accepted | Refused | None) 
     return None
 
 
-def write_shards(crawl: Crawl, source: Source, cfg: CrawlConfig) -> None:
+def write_shards(crawl: Crawl, source: Source, screen: Screen, cfg: CrawlConfig) -> None:
     """Consume the rest of a source, committing a shard whenever it is full.
 
     Raises:
@@ -178,7 +184,7 @@ def write_shards(crawl: Crawl, source: Source, cfg: CrawlConfig) -> None:
     rest = source.items(crawl.consumed)
     try:
         with IsolatedGate(cfg.gate, cfg.workers) as gate:
-            items = gated(crawl, rest, gate)
+            items = screen.screened(gated(crawl, rest, gate))
             own_bar = source.keeps_state  # it knows more than how many came
             bar = tqdm(items, initial=crawl.consumed, unit="item", desc="gate", mininterval=1.0, disable=own_bar)
             for entry, outcome in bar:
@@ -199,6 +205,8 @@ def _commit(crawl: Crawl, shard: ShardWriter, source: Source) -> None:
     source.committing(crawl.consumed)
     shard.commit(crawl.state())
     crawl.next_shard += 1
+    if crawl.near:
+        crawl.near.committed()
     source.committed(crawl.consumed)
 
 
@@ -300,19 +308,24 @@ def _open(cfg: CrawlConfig) -> Source:
 
 def _collect(cfg: CrawlConfig, source: Source, relations: str, directory: Path) -> Path:
     config = {"source": resolved(cfg.source)}
+    screen = Screen(cfg.screen)
+    compact(directory)
     manifest = read_manifest(directory)
     _may_go_on(manifest, cfg, config)
-    recipe = _recipe(cfg, [config, source.fingerprint(), relations], source.keeps_state)
+    recipe = _recipe(cfg, [config, source.fingerprint(), relations], source.keeps_state, screen)
     if manifest is not None and _is_done(manifest, recipe, directory):
         source.sealed()
         log.info("already done: %s holds %d images", directory, manifest.facts["num_images"])
         return directory
-    compact(directory)
-    manifest = read_manifest(directory)
     crawl = Crawl(directory, recipe, config, gate_space(cfg.gate))
     crawl.resume()
+    crawl.near = NearGroups(directory) if cfg.group_copies else None
     log.info("crawling %s into %s, from item %d on", cfg.source.name, directory, crawl.consumed)
-    write_shards(crawl, source, cfg)
+    try:
+        write_shards(crawl, source, screen, cfg)
+    finally:
+        if crawl.near:
+            crawl.near.close()
     if relations:
         atomic_write(directory / RELATIONS_FILE, relations)
     seal_collection(crawl, cfg, manifest)
@@ -320,7 +333,7 @@ def _collect(cfg: CrawlConfig, source: Source, relations: str, directory: Path) 
     return directory
 
 
-def _recipe(cfg: CrawlConfig, source: list[Any], keeps_state: bool) -> str:
+def _recipe(cfg: CrawlConfig, source: list[Any], keeps_state: bool, screen: Screen) -> str:
     """Digest of what a crawl goes through and what it accepts.
 
     A source that keeps state of its own says in its fingerprint what it goes through again, and why.
@@ -329,7 +342,7 @@ def _recipe(cfg: CrawlConfig, source: list[Any], keeps_state: bool) -> str:
     if keeps_state:
         return digest(source)
     retry = [cfg.gate.timeout_s, cfg.gate.memory_mb] if cfg.retry else []
-    return digest([source, acceptance(cfg.gate), retry])
+    return digest([source, acceptance(cfg.gate), retry, *screen.fingerprint()])
 
 
 register(

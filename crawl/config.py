@@ -349,6 +349,26 @@ GROUPS = ("page", "author", "host", "none")
 
 
 @dataclass
+class ScreenOptions:
+    """What is refused after the gate; nothing by default."""
+
+    blocklist: str = ""  # file of perceptual hashes, 16 hex digits a line
+    bits: int = 6  # a hash of the blocklist and that of a picture may differ by, 0 to 12
+    adult_model: str = ""  # folder of an image classifier of Hugging Face; needs the extra `huggingface`
+    adult_labels: list[str] = field(default_factory=lambda: ["nsfw"])  # of the classifier, whose shares are added up
+    adult_threshold: float = 0.5  # share from which a picture is refused, above 0
+    batch_size: int = 32  # pictures judged at once
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.bits <= 12:
+            raise ValueError(f"screen.bits must lie in 0..12, got {self.bits}")
+        if not 0 < self.adult_threshold <= 1:
+            raise ValueError(f"screen.adult_threshold must lie in (0, 1], got {self.adult_threshold}")
+        if self.batch_size < 1 or (self.adult_model and not self.adult_labels):
+            raise ValueError("screen needs a batch_size of 1 or more and, with an adult_model, adult_labels")
+
+
+@dataclass
 class TakedownConfig:
     """Take pictures down: out of every store, for ever."""
 
@@ -382,6 +402,8 @@ class CrawlConfig:
     source: SourceConfig = MISSING
     gate: GateOptions = field(default_factory=GateOptions)
     fetch: FetchOptions = field(default_factory=FetchOptions)
+    screen: ScreenOptions = field(default_factory=ScreenOptions)
+    group_copies: bool = False  # a copy of an earlier picture (scaled, recompressed, cut a little) joins its group
     relations: str = ""  # CSV of tag relations (tag,relation,other) to lay beside the collection
     append: bool = False  # add another source to a finished collection
     retry: str = ""  # `true`: go through a finished source once more and ask again about what may pass; of a source of

@@ -72,6 +72,18 @@ class ShardWriter:
         self.rows.append({**as_row(record), "offset": offset, "size": len(jpeg)})
         self.num_images += 1
 
+    @property
+    def images(self) -> list[dict[str, Any]]:
+        """The rows that are pictures, in order."""
+        return [row for row in self.rows if row["offset"] >= 0]
+
+    def read(self, row: Mapping[str, Any]) -> bytes:
+        """Return the JPEG of one of the rows."""
+        self._stream.flush()
+        with self._partial.open("rb") as stream:
+            stream.seek(row["offset"])
+            return stream.read(row["size"])
+
     def add_tags(self, record: Record) -> None:
         """Append a row that only brings new tags for an image of an earlier row."""
         self.rows.append({**as_row(record), "offset": -1, "size": 0})

@@ -25,7 +25,7 @@ HOMES = {
     "gensim": ["features/"],
     "openvino": ["features/"],
     "nncf": ["features/calibrate.py"],
-    "transformers": ["features/huggingface.py"],
+    "transformers": ["features/huggingface.py", "crawl/screen.py"],
     "huggingface_hub": ["features/huggingface.py"],
     "ray": ["configs/executors.py"],
     "optuna": ["train/search.py"],

@@ -44,3 +44,21 @@ def overlay_png(cells: np.ndarray, size: tuple[int, int], box: tuple[int, int, i
     stream = io.BytesIO()
     whole.save(stream, "PNG", optimize=True)
     return stream.getvalue()
+
+
+def grey_thumbnail(jpeg: bytes, side_px: int) -> np.ndarray:
+    """Return (side_px, side_px) uint8 grey levels of a stored JPEG, its ratio given up.
+
+    Raises:
+        OSError: it does not decode, so its shard is damaged.
+    """
+    with Image.open(io.BytesIO(jpeg), formats=["JPEG"]) as picture:
+        picture.draft("L", (4 * side_px, 4 * side_px))
+        return np.asarray(picture.convert("L").resize((side_px, side_px), Image.Resampling.BOX))
+
+
+def rgb_picture(jpeg: bytes, side_px: int = 0) -> np.ndarray:
+    """Return (H, W, 3) uint8 of a stored JPEG, or of a square of this side, its ratio given up."""
+    with Image.open(io.BytesIO(jpeg), formats=["JPEG"]) as picture:
+        whole = picture.convert("RGB")
+        return np.asarray(whole.resize((side_px, side_px), Image.Resampling.BOX) if side_px else whole)

@@ -22,6 +22,8 @@ class Reason(StrEnum):
     EXTREME_ASPECT = "extreme_aspect"  # a strip beyond gate.max_aspect: crop it, or raise the limit
     TIMEOUT = "timeout"  # not done within gate.timeout_s: raise it if the machine was busy
     OUT_OF_MEMORY = "out_of_memory"  # needs more than gate.memory_mb: raise it if the image is worth it
+    BLOCKED = "blocked"  # not of the gate: the picture is on screen.blocklist
+    ADULT = "adult"  # not of the gate: screen.adult_model takes it for one; raise screen.adult_threshold
     CRASHED = "crashed"  # the decoder died on it: keep the file and report it to the decoder's authors
 
 
