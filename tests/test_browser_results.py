@@ -77,7 +77,7 @@ def test_slider_shows_fewer_without_a_new_page_and_the_address_keeps_it(open_pag
         page.evaluate("window.same = true")
         page.locator("#cutoff").fill("0.8")
         until(lambda: shown(page) == "18 of 106 shown", "the cut-off's count")
-        assert page.locator("#cutoff-value").inner_text() == "80 % or more"
+        assert page.locator("#cutoff-value").inner_text() == "80 % expected right"
         assert (tiles(page), address(page).rpartition("?")[2]) == (18, "q=animal&cutoff=0.8")
         assert page.evaluate("window.same")
         page.reload()
