@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TypeVar
@@ -18,12 +18,14 @@ from cachetools import LRUCache
 from serve.gallery import Gallery
 from serve.generation import Generation
 from serve.matching import Matcher, Part
-from serve.query import EVERYTHING, And, Node, Not, Tag, any_of
-from serve.scoring import Direction, Leaf, directions, vectors_of
+from serve.meaning import Meaning
+from serve.query import EVERYTHING, And, Node, Not, Or, Prefix, Tag, any_of
+from serve.scoring import directions
 from train.ranking import top_k
 
 MAX_GUESSES = 500
 ORDERED_AT_ONCE = 1000
+MANY_TAGS = 8  # of a prefix; from here on all their postings are looked at
 CACHE_BYTES = 32 * 2**20
 SMALL_BYTES = 8192  # of a thing in the cache beside its arrays
 
@@ -68,9 +70,22 @@ class Cache:
 class Ranking:
     """Images with scores, put in order as far as they are asked for."""
 
-    def __init__(self, rows: np.ndarray, scores: np.ndarray, keys: np.ndarray | None = None) -> None:
-        """Take rows and scores (n,) in order, or with keys (n,) by which the highest comes first, ties by place."""
-        self._rows, self._scores, self._keys = rows, scores, keys
+    def __init__(
+        self,
+        rows: np.ndarray,
+        keys: np.ndarray | None,
+        scores: np.ndarray | None,
+        score: Callable[[np.ndarray], np.ndarray] | None = None,
+    ) -> None:
+        """Take images.
+
+        Args:
+            rows: (n,) image rows.
+            keys: (n,) the highest comes first, ties by place; None where rows are in order.
+            scores: (n,) float32, or None where they are not known yet.
+            score: gives them for some rows then.
+        """
+        self._rows, self._keys, self._scores, self._score = rows, keys, scores, score
         self._order: np.ndarray | None = None
 
     def __len__(self) -> int:
@@ -84,12 +99,17 @@ class Ranking:
 
     def page(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """Return rows and scores of places start..stop, fewer at the end."""
-        if self._keys is None:
-            return self._rows[start:stop], self._scores[start:stop]
-        order = self._order
-        if order is None or len(order) < min(stop, len(self)):
-            order = self._order = top_k(self._keys, max(2 * stop, ORDERED_AT_ONCE))
-        return self._rows[order[start:stop]], self._scores[order[start:stop]]
+        at: slice | np.ndarray = slice(start, stop)
+        if self._keys is not None:
+            order = self._order
+            if order is None or len(order) < min(stop, len(self)):
+                order = self._order = top_k(self._keys, max(2 * stop, ORDERED_AT_ONCE))
+            at = order[start:stop]
+        rows = self._rows[at]
+        if self._scores is not None:
+            return rows, self._scores[at]
+        assert self._score is not None
+        return rows, self._score(rows)
 
 
 @dataclass(frozen=True)
@@ -141,11 +161,12 @@ class Found:
 class Finder:
     """Finds and ranks in a generation."""
 
-    def __init__(self, generation: Generation, matcher: Matcher, gallery: Gallery, meaning: Leaf) -> None:
+    def __init__(self, generation: Generation, matcher: Matcher, gallery: Gallery, meaning: Meaning) -> None:
         self._on = generation
         self._matcher = matcher
         self._gallery = gallery
         self._meaning = meaning
+        self._known = meaning.known  # (T,) bool, tags with a vector
 
     def find(self, asked: Asked, watch: Stopwatch) -> Found:
         """Match and rank.
@@ -154,21 +175,18 @@ class Finder:
             QueryError: as `directions`.
         """
         meant = self.directions(asked)
-        rows, scores = self._presorted(asked)
-        ordered = scores is not None
+        rows, ordered = self._matches(asked)
         clauses = () if asked.node == EVERYTHING else self._matcher.clauses(asked.node)
         blamed = None if len(rows) else self._matcher.blamed(clauses)
         facets = [tuple(column.counts(rows)) for column in (self._on.licences, self._on.kinds)]
         watch.lap("match")
         least = self._least_score(asked)
         if asked.licences or asked.kinds:
-            kept = self._fitting(asked, rows)
-            rows, scores = rows[kept], None if scores is None else scores[kept]
-        scores = self._scores(rows, meant) if scores is None else scores
+            rows = rows[self._fitting(asked, rows)]
         num_matches = len(rows)
-        if least is not None:
+        scores = None if ordered and least is None else self._scores(asked, rows)
+        if scores is not None and least is not None:
             rows, scores = rows[scores >= least], scores[scores >= least]
-        ordered = ordered or not meant  # then all scores are 0
         keys = -self._on.newest[rows] if asked.sort == "newest" else None if ordered else scores
         guessable = None if least is not None else self._guessable(asked, meant, num_matches)
         watch.lap("rank")
@@ -176,48 +194,72 @@ class Finder:
             clauses,
             blamed,
             num_matches,
-            Ranking(rows, scores, keys),
+            Ranking(rows, keys, scores, lambda page: self._scores(asked, page)),
             lambda: self._guesses(asked, meant, least),
             guessable,
             *facets,
         )
 
-    def directions(self, asked: Asked) -> list[Direction]:
-        """Return what images are scored by: the picture where there is one, else the text."""
+    def directions(self, asked: Asked) -> list[np.ndarray]:
+        """Return the vectors (D,) by which guesses are scored: the picture where there is one, else the text."""
         if asked.picture:
-            return [Direction(np.frombuffer(asked.picture, np.float32))]
+            return [np.frombuffer(asked.picture, np.float32)]
         return directions(asked.node, self._meaning)
 
-    def _presorted(self, asked: Asked) -> tuple[np.ndarray, np.ndarray | None]:
-        """Return the matches with their scores in order where they lie so on the disk, else ascending without."""
+    def _matches(self, asked: Asked) -> tuple[np.ndarray, bool]:
+        """Return the rows of the matches, and whether they lie in order of score already; ascending otherwise."""
         node, index = asked.node, self._on.index
         if node == EVERYTHING:
-            return index.postings[:0], None
+            return index.postings[:0], True
         if isinstance(node, Tag) and len(rows := self._matcher.tag_rows(node.name)) == 1 and not asked.picture:
-            own = slice(index.offsets[rows[0]], index.offsets[rows[0] + 1])
-            return self._on.ranked[own], self._on.ranked_scores[own]
-        return self._matcher.rows(node), None
+            return self._on.ranked[index.offsets[rows[0]] : index.offsets[rows[0] + 1]], True
+        return self._matcher.rows(node), not asked.picture and self._carried(node, index.postings[:0]) is None
 
-    def _scores(self, rows: np.ndarray, meant: list[Direction]) -> np.ndarray:
-        """Return (n,) float32 scores: of several directions the best, cosine and votes together."""
-        if not meant:
+    def _scores(self, asked: Asked, rows: np.ndarray) -> np.ndarray:
+        """Return (n,) float32 scores of matches: how like the picture they are, or how good for the tags they carry."""
+        if asked.picture:
+            return self._on.cosines(rows, np.frombuffer(asked.picture, np.float32)[None])[:, 0]
+        scores = self._carried(asked.node, rows)
+        if scores is None:
             return np.zeros(len(rows), np.float32)
-        width = self._on.embeddings.shape[1]
-        vectors = np.stack([np.zeros(width) if each.vector is None else each.vector for each in meant])
-        scores = self._on.cosines(rows, vectors.astype(np.float32))
-        for way, direction in enumerate(meant):
-            for tag_row, weight in direction.votes.items():
-                scores[:, way] += weight * self._votes(tag_row, rows)
-        return np.asarray(scores.max(axis=1))
+        return np.asarray(np.maximum(scores, -1))  # of images that are there for what they do not carry
 
-    def _votes(self, tag_row: int, rows: np.ndarray) -> np.ndarray | float:
-        """Return (n,) float32, the votes on images for a tag, 0 on those that do not carry it."""
-        carrying = self._on.index.posting_list(tag_row)
-        if self._on.votes is None or not len(carrying):
-            return 0.0
-        at = np.minimum(np.searchsorted(carrying, rows), len(carrying) - 1)
-        votes = self._on.votes[self._on.index.offsets[tag_row] + at].astype(np.float32)
-        return np.where(carrying[at] == rows, votes, np.float32(0))
+    def _carried(self, node: Node, rows: np.ndarray) -> np.ndarray | None:
+        """Return (n,) float32 scores for a part of a query, -inf where an image does not hold it.
+
+        The mean of what must hold, the best of what an image has of OR; None where a part says nothing of a score.
+        """
+        if isinstance(node, Tag | Prefix):
+            tag_rows = (
+                self._matcher.tag_rows(node.name) if isinstance(node, Tag) else self._on.index.tags_from(node.stem)
+            )
+            return self._best_of(tag_rows, rows)
+        if isinstance(node, Not):
+            return None
+        parts = [scores for part in node.parts if (scores := self._carried(part, rows)) is not None]
+        if not parts:
+            return None
+        return np.asarray(np.max(parts, axis=0) if isinstance(node, Or) else np.mean(parts, axis=0))
+
+    def _best_of(self, tag_rows: Sequence[int], rows: np.ndarray) -> np.ndarray | None:
+        """Return (n,) float32, the best score of each image for the tags it carries, None where none has a meaning."""
+        index, known = self._on.index, self._known
+        if not len(tag_rows) or not (known[list(tag_rows)].any() or self._on.votes is not None):
+            return None
+        if len(tag_rows) > MANY_TAGS:
+            best = np.full(index.num_images, -np.inf, np.float32)
+            for tag_row in tag_rows:
+                part = slice(index.offsets[tag_row], index.offsets[tag_row + 1])
+                np.maximum.at(best, index.postings[part], self._on.scores[part])
+            return np.asarray(best[rows])
+        found = np.full(len(rows), -np.inf, np.float32)
+        for tag_row in tag_rows:
+            carrying = index.posting_list(tag_row)
+            if len(carrying):
+                at = np.minimum(np.searchsorted(carrying, rows), len(carrying) - 1)
+                scores = self._on.scores[index.offsets[tag_row] + at]
+                np.maximum(found, scores, out=found, where=carrying[at] == rows)
+        return found
 
     def _least_score(self, asked: Asked) -> float | None:
         """Return the score that the cut-off asks for; infinite where none promises so much, None without a cut-off.
@@ -234,9 +276,9 @@ class Finder:
         columns = ((self._on.licences, asked.licences), (self._on.kinds, asked.kinds))
         return np.asarray(np.logical_and.reduce([column.among(rows, values) for column, values in columns if values]))
 
-    def _guessable(self, asked: Asked, meant: list[Direction], num_matches: int) -> int:
+    def _guessable(self, asked: Asked, meant: list[np.ndarray], num_matches: int) -> int:
         """Return how many guesses may follow num_matches images that match and pass the filters."""
-        if vectors_of(meant) is None:
+        if not meant:
             return 0
         filters = [(self._on.licences, asked.licences), (self._on.kinds, asked.kinds)]
         filters = [(column, values) for column, values in filters if values]
@@ -259,13 +301,12 @@ class Finder:
             allowed[asked.itself] = False
         return allowed
 
-    def _guesses(self, asked: Asked, meant: list[Direction], least: float | None) -> Ranking:
-        vectors = vectors_of(meant)
-        if vectors is None:
-            return Ranking(np.empty(0, np.int32), np.empty(0, np.float32))
-        rows, scores = self._gallery.best(vectors, self._allowed(asked), MAX_GUESSES)
+    def _guesses(self, asked: Asked, meant: list[np.ndarray], least: float | None) -> Ranking:
+        if not meant:
+            return Ranking(np.empty(0, np.int32), None, np.empty(0, np.float32))
+        rows, scores = self._gallery.best(np.stack(meant).astype(np.float32), self._allowed(asked), MAX_GUESSES)
         kept = len(scores) if least is None else int((scores >= least).sum())
-        return Ranking(rows[:kept], scores[:kept])
+        return Ranking(rows[:kept], None, scores[:kept])
 
 
 def _left_out(node: Node) -> list[Node]:

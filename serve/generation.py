@@ -39,9 +39,9 @@ from train.calibrated import CALIBRATION, Calibration, read_calibration
 
 KIND, SCHEMA_VERSION = "served", 2
 MAKE = "make publish"
-PUBLISH_VERSION = 4
+PUBLISH_VERSION = 5
 EMBEDDINGS, TAG_EMBEDDINGS = "embeddings.npy", "tag_embeddings.npy"
-RANKED, RANKED_SCORES = "ranked.npy", "ranked_scores.npy"
+RANKED, SCORES = "ranked.npy", "scores.npy"
 VOTES = "votes.npy"  # only where the run votes
 RECORDS, RECORD_OFFSETS = "records.jsonl", "record_offsets.npy"
 LICENCES, KINDS, FACETS = "licences.npy", "kinds.npy", "facets.json"
@@ -62,16 +62,19 @@ _normalised = lru_cache(maxsize=2**16)(normalise_tag)  # the same tags come agai
 def rank_postings(
     index: InvertedIndex, embeddings: np.ndarray, tag_embeddings: np.ndarray, votes: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return each posting list by falling score, ties by ascending row, and the scores: (P,) int32 and (P,) float32.
+    """Return each posting list by falling score, ties by ascending row, and the score of each posting where it lies.
 
     Args:
         index: with P postings.
         embeddings: (N, D) float16.
         tag_embeddings: (T, D) float32; a zero row leaves its list ascending, but for votes.
         votes: (P,) float16, added to the scores.
+
+    Returns:
+        (P,) int32 image rows and (P,) float32.
     """
     ranked = np.array(index.postings)
-    ranked_scores = np.empty(len(ranked), np.float32)
+    posting_scores = np.empty(len(ranked), np.float32)
     for tag_row in range(index.num_tags):
         rows = index.posting_list(tag_row)
         scores = cosines(embeddings, rows, tag_embeddings[[tag_row]])[:, 0]
@@ -80,8 +83,8 @@ def rank_postings(
             scores += votes[start:end]
         order = np.argsort(-scores, kind="stable")
         ranked[start:end] = rows[order]
-        ranked_scores[start:end] = scores[order]
-    return ranked, ranked_scores
+        posting_scores[start:end] = scores
+    return ranked, posting_scores
 
 
 def write_embeddings(
@@ -96,9 +99,9 @@ def write_embeddings(
     save_array(directory / TAG_EMBEDDINGS, tag_embeddings)
     if votes is not None:
         save_array(directory / VOTES, votes)
-    ranked, ranked_scores = rank_postings(index, embeddings, tag_embeddings, votes)
+    ranked, posting_scores = rank_postings(index, embeddings, tag_embeddings, votes)
     save_array(directory / RANKED, ranked)
-    save_array(directory / RANKED_SCORES, ranked_scores)
+    save_array(directory / SCORES, posting_scores)
 
 
 def cosines(embeddings: np.ndarray, rows: np.ndarray | slice, vectors: np.ndarray) -> np.ndarray:
@@ -320,7 +323,7 @@ class Generation:
         self.embeddings = map_array(directory / EMBEDDINGS, "<f2", (num_images, None))  # (N, D)
         self.tag_embeddings = map_array(directory / TAG_EMBEDDINGS, "<f4", (num_tags, self.embeddings.shape[1]))
         self.ranked = map_array(directory / RANKED, "<i4", (num_postings,))
-        self.ranked_scores = map_array(directory / RANKED_SCORES, "<f4", (num_postings,))
+        self.scores = map_array(directory / SCORES, "<f4", (num_postings,))  # of postings, where they lie in the index
         self.votes: np.ndarray | None = None  # (P,)
         if VOTES in self.manifest.files:
             self.votes = map_array(directory / VOTES, "<f2", (num_postings,))

@@ -15,7 +15,6 @@ from features.word_tables import WordTable
 from serve.generation import TOWERS, Generation
 from serve.matching import Matcher
 from serve.query import Prefix, Tag
-from serve.scoring import Direction
 from train.tag_tower import TagTower
 
 log = logging.getLogger(__name__)
@@ -37,21 +36,21 @@ class Meaning:
             log.warning("unknown words mean nothing: '%s' was made with another word table", generation.directory)
             self._words = None
 
-    def __call__(self, leaf: Tag | Prefix) -> Direction:
-        """Return what a tag, a word that is none, or a prefix means.
+    def __call__(self, leaf: Tag | Prefix) -> np.ndarray | None:
+        """Return the embedding (D,) of a tag, of a word that is none, or of a prefix, or None.
 
         A prefix means the mean of its tags by how many images they have, and so does a name of which nothing is known
         but the tags it is related to.
         """
         if isinstance(leaf, Prefix):
-            return Direction(self._mean(self._index.tags_from(leaf.stem)))
+            return self._mean(self._index.tags_from(leaf.stem))
         row = self._index.tag_row(leaf.name)
         if row is not None:
-            return Direction(np.asarray(self._embeddings[row]) if self.known[row] else None, {row: 1.0})
+            return np.asarray(self._embeddings[row]) if self.known[row] else None
         vector = self._word_vector(leaf.name)
         if vector is None:
-            return Direction(self._mean(self._matcher.tag_rows(leaf.name)))
-        return Direction(self._tower.embed([leaf.name], vector[None])[0])
+            return self._mean(self._matcher.tag_rows(leaf.name))
+        return np.asarray(self._tower.embed([leaf.name], vector[None])[0])
 
     def near(self, word: str) -> np.ndarray | None:
         """Return (T,) float32 cosines of a word with the word vectors of all tags, or None where it has none."""

@@ -176,9 +176,9 @@ def test_damage_is_named(own, name):
 
 def test_arrays_of_another_shape_are_refused(own):
     directory = current_generation(own.artifact("served") / "small", make="")
-    (directory / "ranked_scores.npy").unlink()  # a link to nothing else, but the copy may be one
-    save_array(directory / "ranked_scores.npy", np.zeros(3, np.float32))
-    with pytest.raises(ArtifactError, match="ranked_scores"):
+    (directory / "scores.npy").unlink()  # a link to nothing else, but the copy may be one
+    save_array(directory / "scores.npy", np.zeros(3, np.float32))
+    with pytest.raises(ArtifactError, match="scores"):
         Generation(directory)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+import serve.finding
 import serve.searchers.local
 from configs.artifacts import atomic_write
 from configs.generations import current_generation
@@ -137,11 +138,27 @@ def best_first(scores, ids):
     return sorted(ids, key=lambda image_id: (-scores[image_id], image_id))
 
 
-def test_of_tags_with_or_an_image_scores_by_the_best(searcher, directory):
-    dog, cat = (brute_scores(directory, tag) for tag in ("dog", "cat"))
-    best = {image_id: max(dog[image_id], cat[image_id]) for image_id in dog}
+def test_of_tags_with_or_an_image_scores_by_the_best_that_it_carries(searcher, directory):
+    scores = {tag: brute_scores(directory, tag) for tag in ("dog", "cat")}
+    best = {name: max([scores[tag][name] for tag in scores if name in carrying(tag)], default=0) for name in RECORDS}
     answer = asked(searcher, "dog OR cat")
     assert ids_of(answer) == best_first(best, carrying("dog") | carrying("cat"))
+
+
+def test_what_is_there_only_for_what_it_lacks_comes_last(searcher):
+    hits = matches(asked(searcher, "dog OR -cat"))
+    expected = carrying("dog") | (set(RECORDS) - carrying("cat"))
+    assert {hit.image_id for hit in hits} == expected
+    assert [hit.image_id for hit in hits if hit.score == -1] == sorted(expected - carrying("dog"))
+    assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+
+
+def test_a_prefix_of_many_tags_scores_as_one_of_few(trained, directory, monkeypatch):
+    answers = []
+    for many in (8, 0):
+        monkeypatch.setattr(serve.finding, "MANY_TAGS", many)
+        answers.append(asked(LocalSearcher(directory, trained.artifact("collection"), None), "c*").hits)
+    assert answers[0] == answers[1]
 
 
 def test_what_is_left_out_is_neither_a_match_nor_a_guess(searcher, directory):

@@ -56,13 +56,13 @@ def test_ranked_lists_fall_by_score_with_ties_by_ascending_row(lists, seed):
     rng = np.random.default_rng(seed)
     index = ListedIndex(lists, num_images=10)
     images, tags = rng.integers(-1, 2, (10, 2)).astype(np.float16), rng.integers(-1, 2, (len(lists), 2))
-    ranked, ranked_scores = rank_postings(index, images, tags.astype(np.float32))
+    ranked, posting_scores = rank_postings(index, images, tags.astype(np.float32))
     for row, rows in enumerate(lists):
         scores = images.astype(int) @ tags[row]
         expected = sorted(rows, key=lambda image: (-scores[image], image))
         own = slice(index.offsets[row], index.offsets[row + 1])
         assert ranked[own].tolist() == expected
-        assert ranked_scores[own].tolist() == [scores[image] for image in expected]
+        assert posting_scores[own].tolist() == [scores[image] for image in sorted(rows)]
 
 
 def test_a_generation_links_the_index_it_answers_from(trained):

@@ -102,7 +102,7 @@ class LocalSearcher:
             QueryError: as `search`.
         """
         row = self._index.image_row(image_id)
-        vectors = [each.vector for each in self._finder.directions(self._asked(question)) if each.vector is not None]
+        vectors = self._finder.directions(self._asked(question))
         if row is None or not vectors:
             return None
         best = max(vectors, key=lambda vector: float(self._on.embeddings[row].astype(np.float32) @ vector))
