@@ -12,7 +12,6 @@ from typing import Any
 
 from configs.artifacts import Manifest, open_artifact
 from configs.compose import Paths
-from train.comparison_text import title_of, with_interval
 
 TRAINED = "trained"  # what the evaluation calls the run itself
 METRICS = {"map": "mAP", "auc": "AUC", "precision@10": "precision@10", "recall@10": "recall@10", "mrr": "MRR"}
@@ -138,6 +137,8 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 def table_of(name: str, question: dict[str, Any]) -> Table:
     """Return a question's systems, those known first and the run before its floors."""
+    from train.comparison_text import title_of, with_interval  # with scipy's statistics, which take seconds to import
+
     systems = question["systems"]
     order = [each for each in SYSTEMS if each in systems] + sorted(set(systems) - set(SYSTEMS))
     metrics = tuple(metric for metric in METRICS if metric in systems[order[0]])

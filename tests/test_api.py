@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from configs.artifacts import ArtifactError
 from configs.compose import Paths
 from serve.api.parameters import choice, several, share, text, whole
 from serve.api.request_values import MAX_UPLOAD_BYTES
@@ -40,13 +41,16 @@ class Encoders:
 
     def __init__(self):
         self.queue = Queue(4)
+        self.gone = False
 
     def ingest(self, content):
         if content[:2] == b"\xff\xd8":
             return SimpleNamespace(jpeg=content)
         return SimpleNamespace(reason="not_an_image", detail="")
 
-    def of(self, run):
+    def of(self, searcher):
+        if self.gone:
+            raise ArtifactError("its network is gone")
         return SimpleNamespace(embedding=lambda jpeg: np.eye(8)[0])
 
 
@@ -129,6 +133,7 @@ ERRORS = [
     ("/api/v1/search?q=dog&run=nowhere", 404, "not_found"),
     ("/api/v1/suggest?q=" + "x" * 201, 400, "bad_request"),
     ("/api/v1/images/0", 404, "not_found"),
+    ("/api/v1/search?like=0000000000000000", 404, "not_found"),
     ("/api/v1/runs/nowhere", 404, "not_found"),
     ("/api/v1/compare?q=dog&runs=stub", 400, "bad_request"),
     ("/api/v1/nowhere", 404, "not_found"),
@@ -266,6 +271,8 @@ def test_only_pictures_may_be_large(client):
 
 
 def test_a_server_without_encoder_says_so(client, app):
+    app.extensions["encoders"].gone = True
+    assert client.post("/api/v1/search", data=b"\xff\xd8").status_code == 503
     app.extensions["encoders"] = None
     assert client.post("/api/v1/search", data=b"\xff\xd8").status_code == 503
 

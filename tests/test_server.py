@@ -124,7 +124,7 @@ def test_generations_swapped_under_load_fail_no_request_and_mix_in_no_answer(tmp
 
 
 def test_the_server_starts_without_the_libraries_of_training():
-    heavy = "torch gensim torchvision openvino faiss matplotlib pytorch_lightning"
+    heavy = "torch gensim torchvision openvino scipy.stats ir_measures matplotlib pytorch_lightning"
     loads = "import serve.app, serve.searchers.current, serve.server, sys"
     code = f"{loads}; print([each for each in '{heavy}'.split() if each in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

@@ -6,11 +6,12 @@ from http import HTTPStatus
 
 import orjson
 from flask import Flask, render_template, request
-from werkzeug.exceptions import BadRequest, HTTPException, UnprocessableEntity
+from werkzeug.exceptions import BadRequest, HTTPException, NotFound, UnprocessableEntity
 from werkzeug.wrappers import Response
 
 from serve.api.shapes import Error, ErrorAnswer
 from serve.query import QueryError
+from serve.searchers.base import NoSuchImage
 
 JSON_PATHS = ("/api/", "/health", "/ready", "/metrics")
 
@@ -69,7 +70,9 @@ class RefusedPicture(UnprocessableEntity):
 
 
 def query_error(error: QueryError) -> Response:
-    """Show a text that is no query as a bad request that says where it goes wrong."""
+    """Show a text that is no query as a bad request that says where it goes wrong; an image not there is a 404."""
+    if isinstance(error, NoSuchImage):
+        return error_response(NotFound(str(error)))
     return error_response(BadRequest(str(error)), "bad_query", error.position)
 
 

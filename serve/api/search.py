@@ -8,6 +8,7 @@ from typing import Any, cast, get_args
 
 from flask import Response, abort, current_app, request
 
+from configs.artifacts import ArtifactError
 from serve.api.errors import RefusedPicture
 from serve.api.parameters import Parameter, choice, several, share, text, whole
 from serve.api.replies import cursor_of, offset_of, reply, unchanged
@@ -91,7 +92,7 @@ def search_by_picture() -> Response:
     refuse_foreign_origin()
     question = question_of()
     searcher = current_searcher(RUN.read())
-    encoded, encode_ms = embedding_of(uploaded(), searcher.run)
+    encoded, encode_ms = embedding_of(uploaded(), searcher)
     question = replace(question, picture=encoded)
     answer = searcher.search(question)
     response = reply(search_body(searcher, question, answer), timing={"encode": encode_ms, **answer.timing})
@@ -107,7 +108,7 @@ def uploaded() -> bytes:
     return content
 
 
-def embedding_of(content: bytes, run: str) -> tuple[str, float]:
+def embedding_of(content: bytes, searcher: Searcher) -> tuple[str, float]:
     """Return a picture's embedding as addresses write it, and the milliseconds it took; 422 where it is refused."""
     encoders = current_app.extensions.get("encoders")
     if encoders is None:
@@ -117,7 +118,12 @@ def embedding_of(content: bytes, run: str) -> tuple[str, float]:
         verdict = encoders.ingest(content)
         if not hasattr(verdict, "jpeg"):
             raise RefusedPicture(str(verdict.reason), f"The picture is refused: {verdict.detail or verdict.reason}")
-        embedding = encoders.of(run).embedding(verdict.jpeg)
+        try:
+            encoder = encoders.of(searcher)
+        except ArtifactError as error:
+            current_app.logger.error("no search by picture: %s", error)
+            abort(503, "Pictures cannot be looked at here at the moment")
+        embedding = encoder.embedding(verdict.jpeg)
     return encode(embedding), (time.perf_counter() - start) * 1e3
 
 
