@@ -24,7 +24,21 @@ from tests.tiny import picture
 MAX_BYTES = 150_000  # of a picture and of a page, in the test's config
 ETAG = ""  # behind the path of a picture
 PICTURES = {number: picture(number) for number in range(120)}
-HOSTS = ("gallery", "cdn", "traps", "rules", "slow", "busy", "bodies", "stalls", "drips", "moves", "heads", "closed")
+HOSTS = (
+    "gallery",
+    "cdn",
+    "traps",
+    "rules",
+    "slow",
+    "busy",
+    "bodies",
+    "stalls",
+    "stuck",
+    "drips",
+    "moves",
+    "heads",
+    "closed",
+)
 
 
 @dataclass(frozen=True)
@@ -358,6 +372,7 @@ async def slow(web: Gallery, request: Asked, writer: asyncio.StreamWriter) -> bo
 ANSWERS = {
     name: globals()[name] for name in ("bodies", "heads", "stalls", "drips", "busy", "moves", "rules", "traps", "slow")
 }
+ANSWERS["stuck"] = stalls
 
 # The gallery
 
@@ -556,7 +571,8 @@ def faults(web: Gallery) -> None:
             **{"/garbage": "failed bad_answer", "/endless": "failed too_large_head", "/cut": "failed reset"},
             **{"/lengths": "failed bad_answer", "/gone": "failed reset"},
         },
-        "stalls": {"/head": "failed stall", "/body": "failed stall"},
+        "stalls": {"/head": "failed stall"},
+        "stuck": {"/body": "failed stall"},
         "drips": {"/drop": "failed timeout"},
         "busy": {
             **{"/seconds.jpg": "done 111", "/date.jpg": "done 112", "/twice.jpg": "done 113"},

@@ -179,9 +179,9 @@ def memory(command: list[str], database: Path, count: int) -> dict[str, float]:
         finally:
             db.close()
         done = row[0] if row else 0
-        if done >= count // 10:
-            late = resident_of(process.pid)
-            early = early or late
+        sampled = resident_of(process.pid)
+        if done >= count // 10 and "crawl.fetch" in sampled:  # while both processes are at work
+            early, late = early or sampled, sampled
     seconds = time.perf_counter() - start
     if process.returncode:
         raise SystemExit(f"the long crawl ended with {process.returncode}")
