@@ -20,6 +20,7 @@ TDM_PATH = "/.well-known/tdmrep.json"
 # Directives that keep a picture out, of X-Robots-Tag and meta robots alike.
 CLOSING = ("noimageai", "noai", "noimageindex", "noindex", "none")
 _EVERYBODY = ("robots", "")
+_GROUP = re.compile(r"(?im)(^|\r)([ \t]*user-?agent[ \t]*:[ \t]*)([a-z_-]*)(?:(?<=[a-z_-])[^#\r\n]*)?")  # of robots.txt
 _AGENT = re.compile(r"([A-Za-z][\w-]*)\s*:\s*(.*)", re.S)
 _VALUED = ("unavailable_after", "max-snippet", "max-image-preview", "max-video-preview")  # not names of agents
 
@@ -60,13 +61,25 @@ def read_site(status: int, robots: bytes, tdm: bytes, agent: str) -> Site:
     """
     site = Site(reservations=read_reservations(tdm))
     if 200 <= status < 300:
-        site.robots = Protego.parse(robots[:MAX_ROBOTS_BYTES].decode("utf-8-sig", "replace"))
+        text = robots[:MAX_ROBOTS_BYTES].decode("utf-8-sig", "replace")
+        site.robots = Protego.parse(_GROUP.sub(lambda match: _group_line(match, agent), text))
         rate = site.robots.request_rate(agent)
         site.delay_s = max(site.robots.crawl_delay(agent) or 0.0, rate.seconds / rate.requests if rate else 0.0)
         site.sitemaps = tuple(site.robots.sitemaps)
     elif not 400 <= status < 500 or status == 429:
         site.closed = (robots.decode() if status == 0 else "") or "robots_unreachable"
     return site
+
+
+def _group_line(match: re.Match[str], agent: str) -> str:
+    """Name a group as Protego compares it, which takes `tag` and misses `tagtower/1.0` where `tagtower` is asked for.
+
+    RFC 9309, 2.2.1: the product token alone counts, and it counts whole.
+    """
+    start, name, token = match.groups()
+    if not token:  # all agents, `*`
+        return match.group()
+    return f"{start}{name}{agent if token.lower() == agent.lower() else 'not-' + agent}"
 
 
 def read_reservations(text: bytes) -> list[tuple[re.Pattern[str], bool]]:
