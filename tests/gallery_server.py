@@ -329,6 +329,8 @@ async def rules(web: Gallery, request: Asked, writer: asyncio.StreamWriter) -> b
         writer.write(reply(f"<html><head>{pages[request.path]}</head>".encode() + kept_out))
     elif request.path == "/header-noindex":
         writer.write(reply(b"<img src=/never.jpg>", X_Robots_Tag="noindex"))
+    elif request.path == "/header-nofollow":
+        writer.write(reply(b"<a href=/never>never</a>", X_Robots_Tag="otherbot: none, tagtower: nofollow"))
     elif request.path in ("/private/open", "/reserved/free/1.jpg"):
         writer.write(jpeg(116 if request.path == "/private/open" else 117))
     else:
@@ -353,6 +355,8 @@ async def traps(web: Gallery, request: Asked, writer: asyncio.StreamWriter) -> b
         writer.write(reply(f"<a href=/level{chr(ord(path[-1]) + 1)}>down</a>".encode()))
     elif path == "/many/":
         writer.write(reply("".join(f"<a href=/many/{number}>one</a>" for number in range(40)).encode()))
+    elif path == "/away":
+        writer.write(moved(f"http://cdn.test:{web.port}/never"))
     elif path == "/nested":
         writer.write(reply(b"<div>" * 400 + b"<img src=/never.jpg>"))
     elif path == "/archive":
@@ -603,6 +607,7 @@ def faults(web: Gallery) -> None:
         "rules": {
             **{"/meta-noai": "refused noai", "/meta-noindex": "refused noindex", "/meta-ours": "refused noimageindex"},
             **{"/meta-tdm": "refused tdm_reserved", "/meta-nofollow": "done", "/header-noindex": "refused noindex"},
+            "/header-nofollow": "done",
         },
         "traps": {
             **{
@@ -613,7 +618,7 @@ def faults(web: Gallery) -> None:
                 "/many/": "done",
                 "/nested": "failed too_deep",
             },
-            **{"/archive": "failed wrong_type", "/large": "failed too_many_bytes"},
+            **{"/archive": "failed wrong_type", "/large": "failed too_many_bytes", "/away": "refused other_host"},
         },
     }
     elsewhere = {

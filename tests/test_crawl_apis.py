@@ -236,7 +236,7 @@ def test_a_crawl_that_brought_nothing_begins_anew(server, tmp_path):
     server.openverse.first = [Reply({"detail": "Invalid token."}, 401)]
     server.openverse.results = [result(1, url=f"{server.url}/pictures/1.jpg")]
     cfg = config(server, tmp_path, openverse_source(server))
-    with pytest.raises(ArtifactError, match=r"1 status_401 \(Invalid token\.\)"):
+    with pytest.raises(ArtifactError, match=r"no picture came: 1 status_401 \(Invalid token\.\)"):
         collect(cfg)
     assert len(rows_of(collect(cfg))) == 1
 

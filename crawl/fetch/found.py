@@ -114,6 +114,10 @@ class Finder(ABC):
             Fault: it is not what it should be: wrong_type, too_deep, bad_answer; busy and api_error of an API.
         """
 
+    def may_read(self, url: str) -> bool:
+        """Say whether a page that another one redirects to may be read."""
+        return True
+
     def complaint(self, answer: Answer) -> str:
         """Return what an API says of a failure, without its key."""
         return ""

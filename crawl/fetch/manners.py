@@ -149,6 +149,16 @@ def header_opt_out(headers: Mapping[str, Sequence[str]], agent: str) -> str:
     return "tdm_reserved" if reserved else ""
 
 
+def header_nofollow(headers: Mapping[str, Sequence[str]], agent: str) -> bool:
+    """Say whether headers ask that the links of a page are not followed.
+
+    Args:
+        headers: lower-case name -> values.
+        agent: our product name.
+    """
+    return forbids_following(robots_tags(headers.get("x-robots-tag", ())), agent)
+
+
 def retry_after_s(value: str, now: float) -> float | None:
     """Read Retry-After, seconds or a date; None where it is neither.
 

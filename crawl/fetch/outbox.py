@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from crawl.fetch.found import API, PICTURE, About
+from crawl.fetch.found import PICTURE, About
 from crawl.fetch.state import DONE, FAILED, REFUSED, TODO, get_meta, opened, read_tally, set_meta, transaction
 
 _PIECE = 64  # rows that are read at a time, with their bytes
@@ -79,6 +79,7 @@ class Outbox:
         marks = ",".join("?" * len(wanted))
         chosen = f"((state IN ({FAILED}, {REFUSED})) AND reason IN ({marks}))"
         chosen += f" OR state = {DONE}" if refresh else ""
+        chosen = f"({chosen}) AND host != ''"  # what is no address to ask for has no host
         with transaction(self.db):
             changed = self.db.execute(
                 f"UPDATE urls SET state = {TODO}, attempts = 0, not_before = 0, reason = '', detail = '', "  # noqa: S608
@@ -114,11 +115,16 @@ class Outbox:
             self.db.execute("UPDATE urls SET state = ?, attempts = 0, not_before = 0 WHERE state = ?", (TODO, FAILED))
             self.db.execute("DELETE FROM origins WHERE status NOT BETWEEN 200 AND 499")
 
-    def broken_lists(self) -> list[tuple[str, str, int]]:
-        """Return kind, a detail and number of the requests of an API that failed: what they list is missing."""
+    def broken(self, kinds: Iterable[int]) -> list[tuple[str, str, int]]:
+        """Return reason, a detail and number of what was refused or failed: what it would have listed is missing.
+
+        Args:
+            kinds: of addresses that are read.
+        """
+        marked = ",".join(str(int(kind)) for kind in kinds)
         rows = self.db.execute(
-            f"SELECT reason, MAX(detail), COUNT(*) FROM urls WHERE kind = {API} AND state IN ({FAILED}, {REFUSED}) "  # noqa: S608
-            "GROUP BY reason ORDER BY reason"
+            f"SELECT reason, MAX(detail), COUNT(*) FROM urls WHERE kind IN ({marked}) "  # noqa: S608 - numbers of ours
+            f"AND state IN ({FAILED}, {REFUSED}) GROUP BY reason ORDER BY reason"
         )
         return [(reason, detail, count) for reason, detail, count in rows]
 

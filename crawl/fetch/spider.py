@@ -19,9 +19,9 @@ from twisted.python.failure import Failure
 from crawl.config import FetchOptions
 from crawl.fetch.codings import ACCEPTED
 from crawl.fetch.faults import TRANSIENT, Fault, Refusal
-from crawl.fetch.found import API, PICTURE, SITEMAP, Answer, Entry, Finder, Found
+from crawl.fetch.found import API, PAGE, PICTURE, SITEMAP, Answer, Entry, Finder, Found
 from crawl.fetch.frontier import ROBOTS, Frontier
-from crawl.fetch.manners import header_opt_out, retry_after_s
+from crawl.fetch.manners import header_nofollow, header_opt_out, retry_after_s
 from crawl.fetch.process import Order
 from crawl.fetch.state import Answered, Job, State, get_meta
 from crawl.fetch.urls import BadUrl, canonical
@@ -246,6 +246,8 @@ class Fetcher(Spider):
             url = self._location(job, response)
         except BadUrl as bad:
             raise Refusal(bad.reason, f"redirect to {bad.url}") from None
+        if job.kind == PAGE and not self.finder.may_read(url):
+            raise Refusal("other_host", f"redirect to {url}, whose host is not among source.hosts"[:200])
         self.crawl.move(job, url, response.status)
 
     def _found(self, answer: Answer) -> Found:
@@ -267,12 +269,14 @@ class Fetcher(Spider):
     def _take_page(self, job: Job, response: Response) -> float:
         headers = _headers(response)
         found = self._found(Answer(job.url, job.kind, headers, response.body))
-        out = ""
-        if self.options.opt_outs and job.kind != API:  # an API's answer is no page for a search engine to keep
-            out = header_opt_out(headers, self.options.agent) or found.opt_out
+        if job.kind == API:  # its answer is no page for a search engine to keep, whatever a framework says of it
+            headers.pop("x-robots-tag", None)
+        agent, out, closed = self.options.agent, "", False
+        if self.options.opt_outs:
+            out = header_opt_out(headers, agent) or found.opt_out
+            closed = out == "tdm_reserved" or found.nofollow or header_nofollow(headers, agent)
         entries: list[Entry] = [] if out else [*found.pictures, *found.refused]
-        if not (self.options.opt_outs and (found.nofollow or out == "tdm_reserved")):
-            entries += found.links
+        entries += [] if closed else found.links
         self.crawl.finish_page(job, entries, _answered(response), out)
         return min(found.wait_s, self.options.max_wait_s)
 

@@ -197,14 +197,18 @@ class State:
                 set_meta(self.db, "listed", 1)
 
     def finish_page(self, job: Job, entries: list[Entry], answered: Answered, opt_out: str = "") -> None:
-        """Take in what a page shows; with `opt_out` it keeps its pictures out, by this directive."""
+        """Take in what a page shows; with `opt_out` it keeps its pictures out, by this directive.
+
+        A page that was read before and shows nothing new, as most do on a refresh, says nothing of its pattern.
+        """
         with transaction(self.db):
+            status = self.db.execute("SELECT status FROM urls WHERE id = ?", (job.id,)).fetchone()[0]
             new = sum(self._add(entry, page=job.id, depth=job.depth + 1) for entry in entries)
             self._done(job, answered)
             self._ended("refused" if opt_out else "pages")
             if opt_out:
                 self.db.execute("UPDATE urls SET state = ?, reason = ? WHERE id = ?", (REFUSED, opt_out, job.id))
-            if job.kind in (PAGE, API):
+            if job.kind in (PAGE, API) and (new or not 200 <= status < 300):
                 barren = "0" if new else "barren + 1"
                 self.db.execute(
                     f"UPDATE patterns SET barren = {barren} WHERE host = ? AND pattern = ?",  # noqa: S608 - ours

@@ -23,7 +23,7 @@ from crawl.config import (
     WikimediaSource,
 )
 from crawl.fetch.faults import TRANSIENT
-from crawl.fetch.found import Finder
+from crawl.fetch.found import API, PAGE, SITEMAP, Finder
 from crawl.fetch.outbox import Outbox, Parcel
 from crawl.fetch.process import FetchProcess, Order
 from crawl.fetch.report import as_text, rehearsal, write_report
@@ -159,16 +159,17 @@ class Network(Source):
         _remove(database)
 
     def _check_lists(self) -> None:
-        """Tell which requests of an API failed for good.
+        """Tell which requests of an API failed for good, and of anything that is read where nothing came.
 
         Raises:
             ArtifactError: nothing came at all.
         """
-        if not (broken := self.outbox.broken_lists()):
+        broken = self.outbox.broken((API,) if self._taken else (PAGE, SITEMAP, API))
+        if not broken:
             return
         told = ", ".join(f"{count} {reason}" + (f" ({detail})" if detail else "") for reason, detail, count in broken)
         if not self._taken:
-            raise ArtifactError(f"the API gave no picture: {told}. Nothing was written; see to it and run again.")
+            raise ArtifactError(f"no picture came: {told}. Nothing was written; see to it and run again.")
         again = ",".join(reason for reason, _, _ in broken)
         log.warning("requests of the API failed, so its list is cut: %s. To ask again: retry=%s", told, again)
 

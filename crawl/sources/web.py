@@ -61,7 +61,8 @@ class Web(Finder):
                 check_selector(f"source.{key}", getattr(config, key))
         for selector in config.follow:
             check_selector("source.follow", selector)
-        self.hosts = [host.lower() for host in config.hosts] or sorted({host_of(url) for url in self.start})
+        started = {host_of(url).removeprefix("www.") for url in self.start}  # which many sites have with it and without
+        self.hosts = [host.lower() for host in config.hosts] or sorted(started)
 
     def entries(self, start: int) -> Iterator[Entry]:
         """Yield the pages to begin with."""
@@ -92,10 +93,14 @@ class Web(Finder):
             if url and self._may_follow(url):
                 yield url
 
+    def may_read(self, url: str) -> bool:
+        """Say whether a page lies on one of the hosts whose pages are read."""
+        host = host_of(url)
+        return any(host == each or host.endswith(f".{each}") for each in self.hosts)
+
     def _may_follow(self, url: str) -> bool:
         rules = self.config
-        host = host_of(url)
-        if not any(host == each or host.endswith(f".{each}") for each in self.hosts) or is_picture_file(url):
+        if not self.may_read(url) or is_picture_file(url):
             return False
         skipped = rules.follow_skip and re.search(rules.follow_skip, url)
         return not skipped and re.search(rules.follow_match, url) is not None
