@@ -32,7 +32,7 @@ from crawl.shards import (
 from crawl.tombstones import TAKEN_DOWN, Tombstones
 
 log = logging.getLogger(__name__)
-HASHES = "near"  # folder of perceptual hashes, which belong to the rows of a shard
+NEAR = "near"  # folder of thumbnails by which copies are found, which belong to the rows of a shard
 Account = dict[str, Any]
 
 
@@ -164,8 +164,8 @@ def _refusals(shard: Path) -> list[dict[str, str]]:
 def _rewrite(directory: Path, shard: Path, tombstones: Tombstones) -> None:
     """Write a shard anew; a picture that was taken down counts as refused from now on, so that the account holds."""
     log.info("rewriting %s", shard.with_suffix(".tar"))
-    for hashes in (directory / HASHES).glob(f"{shard.stem}-*.npy"):
-        hashes.unlink()
+    for thumbnails in (directory / NEAR).glob(f"{shard.stem}-*.npy"):
+        thumbnails.unlink()
     state = {key: value for key, value in shard_state(shard).items() if key not in ("rows", "refused")}
     writer = ShardWriter(directory, int(shard.stem))
     try:

@@ -1,9 +1,9 @@
 """Copies of earlier pictures join their group when they are accepted, so that they never straddle splits.
 
-A picture's perceptual hash is looked up among those of all before it; what comes near is compared itself, as the audit
-does. Memory holds some fifty bytes a picture. Hashes of committed shards lie beside them in `near/<shard>-<8 hex>.npy`,
-name nothing, and are made from the pictures where they are missing. A group is fixed at first acceptance: pictures that
-are there already keep theirs.
+A picture's perceptual hash is looked up among those of all before it; of what comes near first thumbnails and then the
+pictures themselves are compared, as the audit does. Memory holds some fifty bytes a picture. Thumbnails of 16 pixels of
+committed shards lie beside them in `near/<shard>-<8 hex>.npy`, name nothing, and are made where they are missing.
+A group is fixed at first acceptance: pictures that are there already keep theirs.
 
 A place is the number of a picture, shard by shard and in a shard by its rows.
 """
@@ -19,9 +19,20 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from configs.artifacts import map_array, save_array
-from crawl.compact import HASHES
+from crawl.compact import NEAR
 from crawl.ingest.drawn import grey_thumbnail, rgb_picture
-from crawl.near_copies import CROPS, PICTURE_PX, RADIUS, THUMBNAIL_PX, HashTable, hashes, is_flat, similarity
+from crawl.near_copies import (
+    CROPS,
+    MIN_COSINE,
+    PICTURE_PX,
+    RADIUS,
+    THUMBNAIL_PX,
+    HashTable,
+    cosines,
+    hashes,
+    is_flat,
+    similarity,
+)
 from crawl.shards import JpegReader, ShardWriter, committed_shards, shard_state
 
 SIMILARITY = 0.92  # from which pictures are copies: what the audit takes by default
@@ -39,11 +50,14 @@ class NearGroups:
         self._collection = collection
         self._reader = JpegReader(collection)
         self._ends: list[int] = []  # place behind the last picture of each committed shard
+        self._thumbnails: list[np.ndarray] = []  # (n, S, S) uint8 of each committed shard
+        self._uncommitted: list[np.ndarray] = []  # (S, S) each
+        self._recent: list[int] = []
         found = [np.empty(0, dtype=np.uint64)]
         for path in committed_shards(collection):
-            found.append(self._kept(path))
-            self._ends.append((self._ends or [0])[-1] + len(found[-1]))
-        self._recent: list[int] = []
+            self._thumbnails.append(self._kept(path))
+            self._ends.append((self._ends or [0])[-1] + len(self._thumbnails[-1]))
+            found.append(_hashes(self._thumbnails[-1]))
         self._index(np.concatenate(found))
 
     def _index(self, values: np.ndarray) -> None:
@@ -59,16 +73,19 @@ class NearGroups:
         thumbnail = grey_thumbnail(jpeg, THUMBNAIL_PX)[None]
         flat = bool(is_flat(thumbnail)[0])
         group = "" if flat else self._find(jpeg, thumbnail, shard)
-        self._recent.append(int(FLAT if flat else hashes(thumbnail)[0]))
+        self._recent.append(int(_hashes(thumbnail)[0]))
+        self._uncommitted.append(thumbnail[0])
         if len(self._recent) >= max(RECENT, len(self._values) // 8):
             self._index(self._all())
         return group
 
     def committed(self) -> None:
-        """Take note that the shard of the latest pictures is committed, and keep their hashes beside it."""
-        start, values = (self._ends or [0])[-1], self._all()
-        self._ends.append(len(values))
-        self._keep(committed_shards(self._collection)[-1], values[start:])
+        """Take note that the shard of the latest pictures is committed, and keep their thumbnails beside it."""
+        path = committed_shards(self._collection)[-1]
+        self._keep(path, np.array(self._uncommitted, dtype=np.uint8).reshape(-1, THUMBNAIL_PX, THUMBNAIL_PX))
+        self._thumbnails.append(self._kept(path))
+        self._ends.append((self._ends or [0])[-1] + len(self._uncommitted))
+        self._uncommitted = []
 
     def close(self) -> None:
         """Close the shards."""
@@ -86,8 +103,8 @@ class NearGroups:
         return ""
 
     def _near(self, thumbnail: np.ndarray) -> list[tuple[int, int]]:
-        """Return places of pictures whose hashes are near, nearest first, and the probes that come nearest."""
-        best: dict[int, tuple[int, int]] = {}
+        """Return places of pictures that look alike from afar, most alike first, and the probes by which they do."""
+        best: dict[int, tuple[float, int]] = {}
         recent = np.array(self._recent, dtype=np.uint64)
         for probe in ASKED:
             asked = hashes(thumbnail, probe)
@@ -95,10 +112,22 @@ class NearGroups:
             places = np.concatenate([old, len(self._values) + np.arange(len(recent))])
             values = np.concatenate([self._values[old], recent])
             off = np.bitwise_count(values ^ asked[0])
-            for at in np.flatnonzero((off <= RADIUS) & (values != FLAT)):
-                place = int(places[at])
-                best[place] = min(best.get(place, (65, 0)), (int(off[at]), probe))
+            near = places[(off <= RADIUS) & (values != FLAT)].tolist()
+            if not near:
+                continue
+            others = np.stack([self._thumbnail(place) for place in near])
+            alike = cosines(np.repeat(thumbnail, len(near), axis=0), others, probe)
+            for place, cosine in zip(near, alike.tolist(), strict=True):
+                if cosine >= MIN_COSINE:
+                    best[place] = min(best.get(place, (0.0, 0)), (-cosine, probe))
         return [(place, best[place][1]) for place in sorted(best, key=lambda each: (best[each], each))[:TRIED]]
+
+    def _thumbnail(self, place: int) -> np.ndarray:
+        number = bisect_right(self._ends, place)
+        start = self._ends[number - 1] if number else 0
+        return (
+            self._uncommitted[place - start] if number == len(self._ends) else self._thumbnails[number][place - start]
+        )
 
     def _picture(self, place: int, shard: ShardWriter) -> tuple[bytes, str]:
         """Return the JPEG and the group of a picture."""
@@ -110,27 +139,30 @@ class NearGroups:
         return self._reader.read({**image, "shard": number}, image["image_id"]), image["group"]
 
     def _kept(self, path: Path) -> np.ndarray:
-        """Return the hashes of a committed shard, made now where there are none of it as it is."""
-        kept = self._file(path)
+        """Return the thumbnails of a committed shard, made now where there are none of it as it is."""
+        shape, kept = (None, THUMBNAIL_PX, THUMBNAIL_PX), self._file(path)
         if kept.is_file():
-            return np.array(map_array(kept, "<u8", (None,)))
+            return map_array(kept, "u1", shape)
         number, images = int(path.stem), _images(path)
         jpegs = (self._reader.read({**image, "shard": number}, image["image_id"]) for image in images)
         thumbnails = np.array([grey_thumbnail(jpeg, THUMBNAIL_PX) for jpeg in jpegs], dtype=np.uint8)
-        thumbnails = thumbnails.reshape(-1, THUMBNAIL_PX, THUMBNAIL_PX)
-        values = np.where(is_flat(thumbnails), FLAT, hashes(thumbnails))
-        self._keep(path, values)
-        return values
+        self._keep(path, thumbnails.reshape(-1, THUMBNAIL_PX, THUMBNAIL_PX))
+        return map_array(kept, "u1", shape)
 
-    def _keep(self, path: Path, values: np.ndarray) -> None:
+    def _keep(self, path: Path, thumbnails: np.ndarray) -> None:
         kept = self._file(path)
         kept.parent.mkdir(exist_ok=True)
         for stale in kept.parent.glob(f"{path.stem}-*.npy"):  # of the shard before a takedown rewrote it
             stale.unlink()
-        save_array(kept, values)
+        save_array(kept, thumbnails)
 
     def _file(self, path: Path) -> Path:
-        return self._collection / HASHES / f"{path.stem}-{shard_state(path)['rows'][:8]}.npy"
+        return self._collection / NEAR / f"{path.stem}-{shard_state(path)['rows'][:8]}.npy"
+
+
+def _hashes(thumbnails: np.ndarray) -> np.ndarray:
+    """Return (n,) uint64 hashes of thumbnails, FLAT for those with too little detail."""
+    return np.where(is_flat(thumbnails), FLAT, hashes(thumbnails))
 
 
 @lru_cache(maxsize=4)
