@@ -14,12 +14,12 @@ from configs.artifacts import atomic_write
 from configs.generations import current_generation
 from crawl.tags import normalise_tags
 from features.tag_vectors import vector_of_tag
-from features.word_tables import CarriedWords
+from features.word_tables import CARRIED, CarriedWords
 from serve.pictures import encode
 from serve.query import QueryError
 from serve.searchers.base import NoSuchImage, Question
 from serve.searchers.current import CurrentSearcher, open_searchers
-from serve.searchers.local import LocalSearcher
+from serve.searchers.local import LocalSearcher, spelled_like
 from tests.synthetic import AWKWARD, NO_VECTOR, PHRASE, TAGS, copy_line, records
 from tests.test_publish import index_again, published
 from train.calibration import open_calibration
@@ -360,6 +360,28 @@ TYPOS = {"dgo": "dog", "appel": "apple", "brige": "bridge", "rivers": "river", "
 def test_of_a_misspelt_tag_the_intended_one_is_among_the_first_three(searcher, typo):
     near = searcher.near(typo)
     assert TYPOS[typo] in [count.tag for count in near.by_spelling[:3]]
+
+
+def one_slip(word, rng):
+    """Insert, delete, swap or replace a letter."""
+    at, letter = int(rng.integers(len(word) - 1)), chr(97 + int(rng.integers(26)))
+    slips = (
+        word[:at] + letter + word[at:],
+        word[:at] + word[at + 1 :],
+        word[:at] + word[at + 1] + word[at] + word[at + 2 :],
+        word[:at] + letter + word[at + 1 :],
+    )
+    return slips[int(rng.integers(4))]
+
+
+def test_one_slip_in_any_of_two_thousand_words_finds_the_intended_one():
+    words = (CARRIED / "words_200d.txt").read_text(encoding="utf-8").splitlines()
+    tags = sorted([word for word in words if word.isascii() and word.isalpha() and len(word) >= 5][:2000])
+    rng = np.random.default_rng(0)
+    asked_for = [(row, slip) for row in range(0, 2000, 10) if (slip := one_slip(tags[row], rng)) not in tags]
+    found = [row in spelled_like(slip, tags, np.ones(len(tags))) for row, slip in asked_for]
+    assert len(found) > 150
+    assert np.mean(found) >= 0.98
 
 
 @pytest.mark.parametrize(("word", "meant"), [("puppy", "dog"), ("ship", "boat"), ("automobile", "car")])
