@@ -29,6 +29,7 @@ def serve(cfg: ServeConfig) -> None:
     for run in cfg.served:
         if cfg.publish and not is_published(cfg.paths, run):
             publish(cfg, run)
+    logging.getLogger("faiss").setLevel(logging.WARNING)  # it tells which of its builds it loads
     with TemporaryDirectory(prefix="tagtower-metrics-") as counts:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = counts  # read where the library is imported, so before the app
         from serve.app import create_app
