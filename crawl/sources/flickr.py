@@ -160,5 +160,5 @@ def _second_of_answer(header: str) -> int:
     """Return the time of an answer by its Date header, else by our clock."""
     try:
         return int(parsedate_to_datetime(header).timestamp())
-    except (ValueError, TypeError, IndexError):
+    except (ValueError, TypeError, IndexError, OverflowError):
         return int(time.time())
