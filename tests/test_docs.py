@@ -76,7 +76,7 @@ def test_every_override_named_is_a_key_of_some_stage():
     quoted = " ".join(re.findall(r"`[^`\n]+`|\"[^\"\n]+\"", README))
     named = set(re.findall(r"(?<![\w?&/])([a-z][a-z0-9_.]*)=", quoted))
     assert len(named) > 15
-    assert named - TYPOS_ON_PURPOSE - {"q", "page", "offset", "limit"} <= KEYS
+    assert named - TYPOS_ON_PURPOSE - {"q", "page", "cursor", "limit"} <= KEYS
 
 
 @pytest.mark.parametrize("group", ["source", "backbone", "words", "objective", "executor"])
