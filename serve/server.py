@@ -1,8 +1,8 @@
 """The WSGI server: worker processes forked from one that has everything open, behind one listening socket.
 
-Granian reads and writes HTTP outside Python's interpreter lock: with two workers on two cores it answered three times as
-many requests of a small Flask app as gunicorn's threads did, and six times as many as two of waitress. Slow heads and
-idle connections end after half a minute; a body is read by the one route that takes it.
+Granian reads and writes HTTP outside Python's interpreter lock: with two workers on two cores it answered three times
+as many requests of a small Flask app as gunicorn's threads did, and six times as many as two of waitress. Slow heads
+and idle connections end after half a minute; a body is read by the one route that takes it.
 """
 
 from __future__ import annotations
