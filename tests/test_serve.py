@@ -13,6 +13,7 @@ from serve.pages.asked import replaced
 from serve.pages.image import is_web_address
 from serve.pages.shown import MAX_RATIO, MIN_RATIO, ratio_class
 from serve.query import completed, query_for
+from serve.searchers.base import Near
 from tests.stub_searcher import HOSTILE, QUOTED, StubSearcher, image_id_of, parse
 
 PICTURE = image_id_of(30)  # carries most tags, and the hostile title and author
@@ -215,6 +216,17 @@ def test_tags_are_written_as_the_grammar_reads_them(tags, text):
 )
 def test_completion_replaces_only_the_last_tag(typed, whole):
     assert completed(typed, "traffic light") == whole
+
+
+def test_unknown_word_beside_parts_that_found_something_is_no_headline(client, monkeypatch):
+    search, near = StubSearcher.search, Near("puppy", True, (), ())
+    monkeypatch.setattr(
+        StubSearcher, "search", lambda self, asked: dataclasses.replace(search(self, asked), unknown=(near,))
+    )
+    page = client.get("/?q=dog").text
+    assert "is ranked by the meaning" not in page
+    assert "No picture is tagged <mark><bdi>puppy</bdi></mark>; the other parts found" in page
+    assert "<h1>No picture" not in page
 
 
 @pytest.mark.parametrize(
