@@ -12,6 +12,7 @@ from configs.artifacts import ArtifactError, read_manifest, verify
 from configs.compose import ConfigError, Paths
 from features.config import BackboneConfig
 from features.pictures import thumbnail
+from tests.browsing import CHROMIUM, NEEDED, QUIET
 from tests.synthetic import HISTOGRAM, copy_line, evaluate_config, train_config, write_line
 from tests.tiny import bury, picture
 from train import plots
@@ -263,8 +264,7 @@ def test_equal_values_give_equal_plots():
 
 @pytest.fixture(scope="module")
 def browser(directory):
-    from tests.test_browser import CHROMIUM, NEEDED, QUIET, sync_api  # skips where there is no playwright
-
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     if CHROMIUM is None and not NEEDED:
         pytest.skip("no chromium, chromium-browser or google-chrome on PATH")
     with sync_api.sync_playwright() as playwright:

@@ -1,5 +1,6 @@
 """The gate in processes: one bad image costs one verdict, and no process outlives its parent."""
 
+import functools
 import io
 import os
 import select
@@ -223,10 +224,16 @@ with IsolatedGate(GateOptions(timeout_s=1.0), workers=2, judge=misbehave) as gat
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_workers_end_when_their_parent_is_stopped(stop):
     command = [sys.executable, "-c", PARENT]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as parent:
+    heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # shells silence it for background jobs
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, preexec_fn=heard
+    ) as parent:
         pids = [int(pid) for pid in parent.stdout.readline().split()]
         parent.send_signal(stop)
-        assert parent.wait(timeout=20) != 0
+        try:
+            assert parent.wait(timeout=20) != 0
+        finally:
+            parent.kill()
         assert len(pids) == 2
         assert ended(pids, within_s=10)
 

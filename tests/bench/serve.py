@@ -182,22 +182,32 @@ def swapped(paths: Paths, port: int, questions: tuple[str, ...], requests: int, 
             time.sleep(0.1)
         for path in questions:
             alone[path].add(digest_of(fetch(port, path)))
-    load = threading.Thread(
-        target=lambda: found.append(measure(Load(port, questions, 16, requests=requests, digests=True)))
-    )
     found: list[Found] = []
+    done = threading.Event()
+
+    def ask() -> None:
+        while not found or not done.is_set():  # however fast they are answered, they go on until the last swap
+            found.append(measure(Load(port, questions, 16, requests=requests, digests=True)))
+
+    load = threading.Thread(target=ask)
     load.start()
-    done = 0
-    while load.is_alive() or done < swaps:
+    for swap in range(1, swaps + 1):
         time.sleep(0.5)
-        if done < swaps:
-            done += 1
-            point_to(root, pair[done % 2])
+        point_to(root, pair[swap % 2])
+    time.sleep(0.5)
+    done.set()
     load.join()
     point_to(root, first)
-    mixed = sum(len(set(digests) - alone[path]) for path, digests in found[0].bodies.items())
-    both = sum(len(digests) == 2 for digests in found[0].bodies.values())
-    return {"requests": found[0].answers, "failures": found[0].failures, "mixed": mixed, "seen_in_both": both}
+    seen: dict[str, set[str]] = {path: set() for path in questions}
+    for each in found:
+        for path, digests in each.bodies.items():
+            seen[path] |= set(digests)
+    return {
+        "requests": sum(each.answers for each in found),
+        "failures": sum(each.failures for each in found),
+        "mixed": sum(len(digests - alone[path]) for path, digests in seen.items()),
+        "seen_in_both": sum(len(digests) == 2 for digests in seen.values()),
+    }
 
 
 def report(answers: dict[str, dict[str, Found]]) -> None:
