@@ -241,6 +241,14 @@ def test_a_crawl_that_brought_nothing_begins_anew(server, tmp_path):
     assert len(rows_of(collect(cfg))) == 1
 
 
+def test_a_host_of_ones_own_is_opened_after_it_was_refused(server, tmp_path):
+    server.openverse.results = [result(1, url=f"{server.url}/pictures/1.jpg")]
+    closed = config(server, tmp_path, openverse_source(server), fetch={"allow_hosts": []})
+    with pytest.raises(ArtifactError, match=r"no picture came: 1 port.*fetch\.allow_hosts=\[<host>:<port>\] opens"):
+        collect(closed)
+    assert len(rows_of(collect(config(server, tmp_path, openverse_source(server))))) == 1
+
+
 def test_a_rehearsal_tells_whom_it_would_ask_and_asks_nothing_of_an_api(server, tmp_path, caplog, capfd):
     with caplog.at_level("INFO"):
         collect(config(server, tmp_path, flickr_source(server), dry_run=True))

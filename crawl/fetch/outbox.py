@@ -108,11 +108,14 @@ class Outbox:
         set_meta(self.db, "base", self._last())
 
     def begin_again(self) -> None:
-        """Ask again what failed, where a crawl has brought nothing at all."""
+        """Ask again what failed or was refused, where a crawl has brought nothing at all: options may have changed."""
         if self.is_sealed or self._last():
             return
         with transaction(self.db):
-            self.db.execute("UPDATE urls SET state = ?, attempts = 0, not_before = 0 WHERE state = ?", (TODO, FAILED))
+            self.db.execute(
+                "UPDATE urls SET state = ?, attempts = 0, not_before = 0 WHERE state IN (?, ?) AND host != ''",
+                (TODO, FAILED, REFUSED),
+            )
             self.db.execute("DELETE FROM origins WHERE status NOT BETWEEN 200 AND 499")
 
     def broken(self, kinds: Iterable[int]) -> list[tuple[str, str, int]]:

@@ -169,7 +169,9 @@ class Network(Source):
             return
         told = ", ".join(f"{count} {reason}" + (f" ({detail})" if detail else "") for reason, detail, count in broken)
         if not self._taken:
-            raise ArtifactError(f"no picture came: {told}. Nothing was written; see to it and run again.")
+            closed = {reason for reason, _, _ in broken} & {"address", "port"}
+            hint = " fetch.allow_hosts=[<host>:<port>] opens hosts of your own network." if closed else ""
+            raise ArtifactError(f"no picture came: {told}. Nothing was written; see to it and run again.{hint}")
         again = ",".join(reason for reason, _, _ in broken)
         log.warning("requests of the API failed, so its list is cut: %s. To ask again: retry=%s", told, again)
 
