@@ -194,7 +194,12 @@ def test_other_questions_and_runs_have_other_etags(client, other):
 
 def test_server_timing_tells_the_steps(client):
     response = client.get("/api/v1/search?q=dog&run=backwards")
-    assert response.headers["Server-Timing"] == "parse;dur=0.250, rank;dur=1.500"
+    steps = r"parse;dur=0\.250, rank;dur=1\.500, total;dur=\d+\.\d{3}"
+    assert re.fullmatch(steps, response.headers["Server-Timing"])
+    assert re.match(
+        "parse;dur=0.250, rank;dur=1.500, total;dur=", client.get("/?q=dog&run=backwards").headers["Server-Timing"]
+    )
+    assert client.get("/ready").headers["Server-Timing"].startswith("total;dur=")
 
 
 def test_unknown_words_come_with_what_is_near(client):

@@ -15,6 +15,7 @@ from flask import Response, abort, current_app, request
 from configs.compose import Paths
 from configs.generations import CURRENT
 from serve.api.request_values import MAX_NUMBER, current_searcher, forget_searcher
+from serve.metrics import server_timing
 from serve.searchers.base import Searcher
 
 JSON = "application/json"
@@ -36,7 +37,7 @@ def reply(body: Any, searcher: Searcher | None = None, timing: Mapping[str, floa
     else:
         keep(response, etag_of(searcher))
     if timing:
-        response.headers["Server-Timing"] = ", ".join(f"{step};dur={ms:.3f}" for step, ms in timing.items())
+        response.headers["Server-Timing"] = server_timing(timing)
     return response
 
 

@@ -9,6 +9,7 @@ from flask import abort, render_template
 from flask.typing import ResponseReturnValue
 
 from serve.api.request_values import current_searcher
+from serve.metrics import server_timing
 from serve.pages.asked import PAGE_SIZE, Asked, asked_argument
 from serve.pages.blueprint import bp
 from serve.pages.judge import thumbs_of
@@ -42,7 +43,7 @@ def search_page() -> ResponseReturnValue:
         abort(404, f"page must lie in 1..{pages} for “{answer.query}”, got {asked.page}")
     like = searcher.details(asked.question.like) if asked.question.like else None
     nothing = not answer.hits and bool(answer.unknown)
-    return render_template(
+    page = render_template(
         "results.html",
         answer=answer,
         asked=asked,
@@ -54,7 +55,8 @@ def search_page() -> ResponseReturnValue:
         calibrated=bool(asked.question.cutoff) or any(hit.probability is not None for hit in answer.hits),
         popular=popular(searcher, NUM_SHELF) if not answer.hits else (),
         thumbs=thumbs_of(answer),
-    ), UNANSWERED if nothing else 200
+    )
+    return page, UNANSWERED if nothing else 200, {"Server-Timing": server_timing(answer.timing)}
 
 
 def parts_of(answer: Answer) -> list[tuple[bool, int, list[Hit]]]:
