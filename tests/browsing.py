@@ -34,6 +34,7 @@ QUIET = "--disable-gpu --disable-quic --no-first-run --disable-background-networ
 WAIT_S = 60.0  # a machine may be busy with other things
 PICTURE = image_id_of(30)
 PAGES = [
+    "/api/v1/",
     "/",
     "/?q=animal",
     "/?q=animal&page=3",
