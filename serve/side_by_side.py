@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import Literal
 
-from serve.searchers.base import Answer, Hit
+from serve.searchers.base import Answer, Hit, Question, Searcher
 
 Move = Literal["same", "up", "down", "new", "dropped"]
 
@@ -33,16 +34,32 @@ class Overlap:
         return self.shared / self.shown if self.shown else 1.0
 
 
+def answered(searcher: Searcher, question: Question) -> tuple[Answer, float]:
+    """Return an answer and the milliseconds it took."""
+    start = time.perf_counter()
+    answer = searcher.search(question)
+    return answer, 1000 * (time.perf_counter() - start)
+
+
+def ranks_of(answer: Answer) -> dict[str, int]:
+    """Return the rank of each image among the hits, from 1."""
+    return {hit.image_id: rank for rank, hit in enumerate(answer.hits, start=1)}
+
+
+def overlap_of(left: Answer, right: Answer) -> Overlap:
+    """Count what both show."""
+    return Overlap(len(ranks_of(left).keys() & ranks_of(right).keys()), max(len(left.hits), len(right.hits)))
+
+
 def place(left: Answer, right: Answer) -> tuple[list[Placed], list[Placed], Overlap]:
     """Place both sides: on the left what the right has dropped, on the right what moved and what is new."""
-    ranks = [{hit.image_id: rank for rank, hit in enumerate(answer.hits, start=1)} for answer in (left, right)]
+    on_left, on_right = ranks_of(left), ranks_of(right)
     lefts = [
-        Placed(hit, rank, "same" if hit.image_id in ranks[1] else "dropped")
+        Placed(hit, rank, "same" if hit.image_id in on_right else "dropped")
         for rank, hit in enumerate(left.hits, start=1)
     ]
-    rights = [_placed(hit, rank, ranks[0].get(hit.image_id)) for rank, hit in enumerate(right.hits, start=1)]
-    shared = len(ranks[0].keys() & ranks[1].keys())
-    return lefts, rights, Overlap(shared, max(len(left.hits), len(right.hits)))
+    rights = [_placed(hit, rank, on_left.get(hit.image_id)) for rank, hit in enumerate(right.hits, start=1)]
+    return lefts, rights, overlap_of(left, right)
 
 
 def _placed(hit: Hit, rank: int, before: int | None) -> Placed:

@@ -14,14 +14,10 @@ from crawl.compact import compact
 from crawl.records import image_id_of
 from crawl.shards import Collection, JpegReader
 from crawl.tombstones import Tombstone, Tombstones, address_digest, jpeg_digest
-from tests.tiny import bury, crawl_config, picture, write_tree
+from tests.tiny import Killed, bury, crawl_config, killed_after, picture, write_tree
 
 pytestmark = pytest.mark.usefixtures("quick_gate")
 GONE = image_id_of(picture(1))
-
-
-class Killed(BaseException):
-    pass
 
 
 @pytest.fixture
@@ -92,17 +88,8 @@ def test_a_compaction_killed_at_any_write_ends_the_same(after, collection, tree,
     for directory in (collection, undisturbed):
         bury(directory, GONE, image_id_of(picture(4)))
     compact(undisturbed)
-    written, sync = [], configs.artifacts.sync_directory
-
-    def kill(directory):
-        sync(directory)
-        written.append(directory)
-        if len(written) > after:
-            raise Killed
-
     with monkeypatch.context() as patch:
-        patch.setattr(configs.artifacts, "sync_directory", kill)
-        patch.setattr(crawl.shards, "sync_directory", kill)
+        written = killed_after(patch, after, configs.artifacts, crawl.shards)
         try:
             compact(collection)
         except Killed:

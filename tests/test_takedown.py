@@ -31,7 +31,7 @@ from serve.publish import publish
 from serve.searchers.current import CurrentSearcher
 from tests.synthetic import copy_line, evaluate_config, train_config, write_line, write_synthetic_collection
 from tests.test_compare import compare_config
-from tests.tiny import picture, tagged, write_collection
+from tests.tiny import Killed, killed_after, picture, tagged, write_collection
 from train.compare import compare
 from train.config import ReverseConfig
 from train.evaluate import evaluate
@@ -40,10 +40,6 @@ from train.reverse import reverse
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 GENERATIONS = ("index", "audit", "served/first", "served/second")
-
-
-class Killed(BaseException):
-    pass
 
 
 def in_this_process(module, cfg):
@@ -237,16 +233,8 @@ def test_running_it_again_without_arguments_changes_nothing_and_proves_it_again(
 @pytest.mark.parametrize("after", [9, 60, 110])
 def test_a_takedown_killed_at_any_write_is_finished_by_running_it_again(after, own, down, monkeypatch):
     undisturbed, image_id = down
-    written, sync = [], configs.artifacts.sync_directory
-
-    def kill(directory):
-        sync(directory)
-        written.append(directory)
-        if len(written) > after:
-            raise Killed
-
     with monkeypatch.context() as patch:
-        patch.setattr(configs.artifacts, "sync_directory", kill)
+        killed_after(patch, after, configs.artifacts)
         with pytest.raises(Killed):
             takedown(asked(own, image_id))
     takedown(TakedownConfig(own))

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import simplejpeg
 
-from configs.artifacts import seal
+from configs.artifacts import seal, sync_directory
 from configs.compose import Paths
 from crawl.config import CrawlConfig, FolderSource
 from crawl.ingest import ingest
@@ -89,3 +89,22 @@ def bury(collection: Path, *image_ids: str) -> None:
 def tagged(number: int, *tags: str, group: str = "") -> Record:
     image_id = f"{number:016x}"
     return Record(image_id=image_id, group=group or image_id, tags=tags)
+
+
+class Killed(BaseException):
+    """Stands for a process that ends at once."""
+
+
+def killed_after(patch, writes: int, *modules) -> list:
+    """Let a process be killed once more than so many writes are whole; return what was written."""
+    written, sync = [], sync_directory
+
+    def kill(directory):
+        sync(directory)
+        written.append(directory)
+        if len(written) > writes:
+            raise Killed
+
+    for module in modules:
+        patch.setattr(module, "sync_directory", kill)
+    return written

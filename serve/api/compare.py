@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 
 from flask import Response, abort
@@ -13,7 +12,8 @@ from serve.api.request_values import current_searcher
 from serve.api.resource import Resource
 from serve.api.search import QUESTION, question_of, refuse_nothing, search_body
 from serve.api.shapes import CompareAnswer, Move
-from serve.searchers.base import Answer, Question, Searcher
+from serve.searchers.base import Searcher
+from serve.side_by_side import answered, overlap_of, ranks_of
 
 RUNS = replace(
     text("runs", "Two of the runs served, with a comma between.", 400, format="runs", example="original,best"),
@@ -31,13 +31,13 @@ def compare() -> Response:
     searchers = two_searchers(RUNS.read())
     sides = [answered(searcher, question) for searcher in searchers]
     told = [
-        {"answer": search_body(searcher, question, answer), "latency_ms": latency_ms}
+        {"answer": search_body(searcher, question, answer), "latency_ms": round(latency_ms, 3)}
         for searcher, (answer, latency_ms) in zip(searchers, sides, strict=True)
     ]
-    ranks = [{hit.image_id: rank for rank, hit in enumerate(answer.hits, start=1)} for answer, _ in sides]
-    shared, longer = len(ranks[0].keys() & ranks[1].keys()), max(map(len, ranks))
+    left, right = (answer for answer, _ in sides)
+    ranks, overlap = (ranks_of(left), ranks_of(right)), overlap_of(left, right)
     moves = [Move(image_id, ranks[0].get(image_id), ranks[1].get(image_id)) for image_id in ranks[1] | ranks[0]]
-    return reply({"sides": told, "shared": shared, "overlap": shared / longer if longer else 1.0, "moves": moves})
+    return reply({"sides": told, "shared": overlap.shared, "overlap": overlap.share, "moves": moves})
 
 
 def two_searchers(runs: str) -> list[Searcher]:
@@ -46,10 +46,3 @@ def two_searchers(runs: str) -> list[Searcher]:
     if len(set(names)) != 2 or not all(names):
         abort(400, f"runs must name two runs with a comma between, got {runs[:80]!r}")
     return [current_searcher(name) for name in names]
-
-
-def answered(searcher: Searcher, question: Question) -> tuple[Answer, float]:
-    """Return an answer and the milliseconds it took."""
-    start = time.perf_counter()
-    answer = searcher.search(question)
-    return answer, round((time.perf_counter() - start) * 1e3, 3)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import time
 from typing import Any
 
 from flask import abort, current_app, redirect, render_template, request, url_for
@@ -17,8 +16,8 @@ from serve.pages.blueprint import bp
 from serve.pages.shown import runs_served
 from serve.query import query_for
 from serve.rater import rater
-from serve.searchers.base import Answer, Question
-from serve.side_by_side import place
+from serve.searchers.base import Question
+from serve.side_by_side import answered, place
 
 NUM_COMPARED = 20
 NUM_OFFERED = 200  # of the most frequent tags, from which the next blind question is drawn
@@ -34,7 +33,8 @@ def compare() -> ResponseReturnValue:
         return render_template(
             "compare_start.html", runs=runs, blind=blind, verdict=verdict_of(runs), offered=offered(blind)
         )
-    found = {run: timed(run, text) for run in runs}
+    question = Question(text, limit=NUM_COMPARED)
+    found = {run: answered(current_searcher(run), question) for run in runs}
     text = topic_and_query(current_searcher(runs[0]), text)[1]  # as written by all who vote on it
     shown = sides_of(text, runs) if blind else runs
     answers = [found[run] for run in shown]
@@ -110,14 +110,6 @@ def judgements() -> Judgements:
 def sides_of(text: str, runs: tuple[str, str]) -> tuple[str, str]:
     """Return the runs as they stand left and right of a blind question for this person."""
     return judgements().sides(text, runs, rater())
-
-
-def timed(run: str, text: str) -> tuple[Answer, float]:
-    """Return a run's answer and the milliseconds it took."""
-    searcher = current_searcher(run)
-    start = time.perf_counter()
-    answer = searcher.search(Question(text, limit=NUM_COMPARED))
-    return answer, 1000 * (time.perf_counter() - start)
 
 
 def verdict_of(runs: tuple[str, str]) -> dict[str, Any] | None:
