@@ -24,8 +24,8 @@ from configs.artifacts import ArtifactError, exclusive
 from configs.compose import override, register, run_stage
 from crawl.compact import compact
 from crawl.config import TakedownConfig
+from crawl.fetch.database import REFUSED, opened, transaction
 from crawl.fetch.found import About
-from crawl.fetch.state import REFUSED, opened, transaction
 from crawl.records import image_id_of
 from crawl.shards import JpegReader, committed_shards
 from crawl.sources.network import DATABASE

@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qsl, urlsplit
 
+from crawl.fetch.database import DONE, FAILED, REFUSED
 from crawl.fetch.faults import TRANSIENT, Fault
 from crawl.fetch.found import API, PICTURE, Answer
-from crawl.fetch.state import DONE, FAILED, REFUSED, Bounds, State
+from crawl.fetch.register import Bounds
+from crawl.fetch.state import State
 from tests.tiny import picture
 
 KEY = "0123456789abcdef0123456789abcdef"

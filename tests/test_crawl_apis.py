@@ -13,9 +13,9 @@ from configs.artifacts import ArtifactError
 from configs.compose import Paths
 from crawl.collect import collect
 from crawl.config import CrawlConfig, FetchOptions, FlickrSource, OpenverseSource, WikimediaSource
+from crawl.fetch.database import STATES
 from crawl.fetch.found import KINDS
 from crawl.fetch.process import FetchProcess
-from crawl.fetch.state import STATES
 from crawl.shards import Collection
 from crawl.sources.network import DATABASE, crawl_directory
 from tests.photo_apis import KEY, TOKEN, PhotoServer, Reply

@@ -9,7 +9,7 @@ import crawl.collect
 from configs.compose import Paths
 from crawl.collect import collect
 from crawl.config import CrawlConfig, FetchOptions, WebSource
-from crawl.fetch.state import STATES
+from crawl.fetch.database import STATES
 from crawl.records import image_id_of
 from crawl.shards import Collection
 from crawl.sources.network import DATABASE, crawl_directory

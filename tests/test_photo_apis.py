@@ -12,7 +12,7 @@ from configs.artifacts import ArtifactError
 from crawl.config import FlickrSource, OpenverseSource, WikimediaSource
 from crawl.fetch.faults import Fault
 from crawl.fetch.found import API, Answer
-from crawl.fetch.state import Bounds
+from crawl.fetch.register import Bounds
 from crawl.sources.api import number, plain_text, text
 from crawl.sources.flickr import Flickr
 from crawl.sources.licences import licence_code, licence_name

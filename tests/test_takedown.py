@@ -18,7 +18,7 @@ from configs.compose import Paths, compose_typed
 from configs.generations import current_generation, generations
 from configs.verify import artifacts, lost_pointers
 from crawl.config import ForgetConfig, TakedownConfig
-from crawl.fetch.state import opened
+from crawl.fetch.database import opened
 from crawl.records import TEST, image_id_of
 from crawl.shards import Collection
 from crawl.takedown import FORGETTING, takedown

@@ -4,7 +4,8 @@ import pytest
 
 from crawl.fetch.found import PAGE, Link, Picture
 from crawl.fetch.outbox import Outbox
-from crawl.fetch.state import Answered, Bounds, State
+from crawl.fetch.register import Bounds
+from crawl.fetch.state import Answered, State
 from crawl.fetch.urls import BadUrl
 
 BOUNDS = Bounds(max_depth=9, max_per_host=100, max_per_pattern=50, max_barren=5, max_redirects=5)

@@ -19,8 +19,9 @@ from scrapy import signals
 from scrapy.crawler import CrawlerProcess
 
 from crawl.fetch.process import GRACE_S, Order
+from crawl.fetch.register import Bounds
 from crawl.fetch.spider import Fetcher, Line
-from crawl.fetch.state import Bounds, State
+from crawl.fetch.state import State
 from crawl.sources.network import open_finder
 
 # Scrapy as an engine alone: everything that acts by itself is off.

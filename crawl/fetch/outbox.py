@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from crawl.fetch.database import DONE, FAILED, REFUSED, TODO, get_meta, opened, read_tally, set_meta, transaction
 from crawl.fetch.found import PICTURE, About
-from crawl.fetch.state import DONE, FAILED, REFUSED, TODO, get_meta, opened, read_tally, set_meta, transaction
 
 _PIECE = 64  # rows that are read at a time, with their bytes
 _COLUMNS = "seq, outbox.url, urls.url, about, fetched_at, outbox.image_id, outbox.reason, outbox.detail, body"

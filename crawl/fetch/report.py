@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from configs.artifacts import atomic_write
+from crawl.fetch.database import DONE, FAILED, REFUSED, STATES, WOULD_ASK, Database, opened
 from crawl.fetch.faults import TRANSIENT
 from crawl.fetch.found import KINDS, PICTURE
-from crawl.fetch.state import DONE, FAILED, REFUSED, STATES, WOULD_ASK, Database, opened
 
 SHOWN = 50  # rows of a table in the report; the database has all
 _NUMBERS = {"picture": PICTURE, "done": DONE, "refused": REFUSED, "failed": FAILED, "shown": SHOWN, "asked": WOULD_ASK}

@@ -18,12 +18,13 @@ from twisted.python.failure import Failure
 
 from crawl.config import FetchOptions
 from crawl.fetch.codings import ACCEPTED
+from crawl.fetch.database import get_meta
 from crawl.fetch.faults import TRANSIENT, Fault, Refusal
 from crawl.fetch.found import API, PAGE, PICTURE, SITEMAP, Answer, Entry, Finder, Found
 from crawl.fetch.frontier import ROBOTS, Frontier
 from crawl.fetch.manners import header_nofollow, header_opt_out, retry_after_s
 from crawl.fetch.process import Order
-from crawl.fetch.state import Answered, Job, State, get_meta
+from crawl.fetch.state import Answered, Job, State
 from crawl.fetch.urls import BadUrl, canonical
 from crawl.records import image_id_of
 from crawl.tombstones import Tombstones

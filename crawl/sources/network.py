@@ -22,12 +22,12 @@ from crawl.config import (
     WebSource,
     WikimediaSource,
 )
+from crawl.fetch.database import opened
 from crawl.fetch.faults import TRANSIENT
 from crawl.fetch.found import API, PAGE, SITEMAP, Finder
 from crawl.fetch.outbox import Outbox, Parcel
 from crawl.fetch.process import FetchProcess, Order
 from crawl.fetch.report import as_text, rehearsal, write_report
-from crawl.fetch.state import opened
 from crawl.ingest import TRANSIENT as TRANSIENT_AT_THE_GATE
 from crawl.sources.item import Source, SourceItem, Unreadable
 

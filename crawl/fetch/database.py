@@ -1,0 +1,103 @@
+"""The database of a crawl: one file of SQLite that knows of every address what became of it."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+TODO, FLIGHT, DONE, REFUSED, FAILED = range(5)
+STATES = ("to do", "in flight", "done", "refused", "failed")
+MOVED, UNCHANGED, WOULD_ASK = "moved", "unchanged", "would be asked"  # reasons of what is done; the last in a dry run
+SCHEMA_VERSION = 1
+_BUSY_S = 60.0
+TALLY = ("pages", "pictures", "refused", "failed", "to do")
+
+Database = sqlite3.Connection
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS urls (
+    id INTEGER PRIMARY KEY,
+    url TEXT NOT NULL UNIQUE,
+    host TEXT NOT NULL,
+    kind INTEGER NOT NULL,
+    state INTEGER NOT NULL DEFAULT 0,
+    reason TEXT NOT NULL DEFAULT '',      -- of a refusal or failure
+    detail TEXT NOT NULL DEFAULT '',
+    status INTEGER NOT NULL DEFAULT 0,    -- of HTTP, 0 = no answer
+    depth INTEGER NOT NULL DEFAULT 0,     -- links from the start
+    hops INTEGER NOT NULL DEFAULT 0,      -- redirects behind it
+    attempts INTEGER NOT NULL DEFAULT 0,
+    not_before REAL NOT NULL DEFAULT 0,   -- seconds since 1970
+    target INTEGER,                       -- urls.id it redirects to
+    etag TEXT, modified TEXT,             -- of the last answer
+    image_id TEXT, num_bytes INTEGER NOT NULL DEFAULT 0
+);
+CREATE INDEX IF NOT EXISTS todo ON urls (host, depth, id) WHERE state = 0;
+CREATE TABLE IF NOT EXISTS mentions (
+    url INTEGER NOT NULL, page INTEGER NOT NULL, about TEXT NOT NULL, PRIMARY KEY (url, page)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS outbox (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    url INTEGER NOT NULL,
+    about TEXT NOT NULL,
+    fetched_at TEXT NOT NULL DEFAULT '',
+    image_id TEXT,                        -- of bytes that went before, where there are none here
+    reason TEXT, detail TEXT,             -- why there are no bytes
+    body BLOB
+);
+CREATE TABLE IF NOT EXISTS patterns (
+    host TEXT, pattern TEXT, pages INTEGER NOT NULL DEFAULT 0, barren INTEGER NOT NULL DEFAULT 0,
+    PRIMARY KEY (host, pattern)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS origins (
+    origin TEXT PRIMARY KEY, asked_at REAL, status INTEGER, robots BLOB, tdm BLOB
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS asked (
+    host TEXT PRIMARY KEY, requests INTEGER, min_gap REAL, gap REAL, delay REAL, waits INTEGER, waited REAL
+) WITHOUT ROWID;
+"""
+
+
+def opened(path: Path) -> Database:
+    """Open the database of a crawl, and make it where it is missing.
+
+    A commit is in the log before it returns, so that a killed process loses none; after a power cut the last ones may
+    be gone, and are asked again.
+    """
+    db = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None)
+    db.execute("PRAGMA journal_mode = WAL")
+    db.execute("PRAGMA synchronous = NORMAL")
+    db.executescript(_SCHEMA)
+    db.execute("INSERT OR IGNORE INTO meta VALUES ('version', ?)", (SCHEMA_VERSION,))
+    return db
+
+
+@contextmanager
+def transaction(db: Database) -> Iterator[None]:
+    """Make several changes one, or none."""
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    except BaseException:
+        db.execute("ROLLBACK")
+        raise
+    db.execute("COMMIT")
+
+
+def get_meta(db: Database, key: str, default: int = 0) -> int:
+    """Return a number that the database keeps."""
+    row = db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+    return default if row is None else int(row[0])
+
+
+def set_meta(db: Database, key: str, value: int) -> None:
+    """Keep a number."""
+    db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+
+
+def read_tally(db: Database) -> dict[str, int]:
+    """Return how many pages, pictures, refusals and failures there were, and how much is to do."""
+    return {name: get_meta(db, f"num {name}") for name in TALLY}

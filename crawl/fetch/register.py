@@ -1,0 +1,170 @@
+"""Which addresses a crawl has met, and what is said of the pictures among them."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from crawl.fetch.database import DONE, REFUSED, TODO, opened, read_tally
+from crawl.fetch.found import API, PAGE, PICTURE, About, Entry, Link, Picture
+from crawl.fetch.urls import BadUrl, canonical, host_of, pattern_of
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """How far a crawl goes."""
+
+    max_depth: int
+    max_per_host: int
+    max_per_pattern: int
+    max_barren: int
+    max_redirects: int
+
+
+class Register:
+    """Addresses and mentions in the database of a crawl; every method that writes wants a transaction around it.
+
+    Args:
+        path: of the database; made where it is missing.
+        bounds: of the crawl.
+    """
+
+    def __init__(self, path: Path, bounds: Bounds) -> None:
+        self.bounds = bounds
+        self.new_hosts: set[str] = set()  # hosts that got something to do since this was emptied
+        self.db = opened(path)
+        self.tally = Counter(read_tally(self.db))
+
+    def add(self, entry: Entry, page: int, depth: int) -> bool:
+        """Take in one address; say whether it is a picture that was not known."""
+        if isinstance(entry, BadUrl):
+            self._refuse_entry(entry, PICTURE, page, depth, About())
+            return False
+        kind = entry.kind if isinstance(entry, Link) else PICTURE
+        try:
+            url = canonical(entry.url)
+        except BadUrl as bad:
+            self._refuse_entry(bad, kind, page, depth, entry.about if isinstance(entry, Picture) else About())
+            return False
+        if isinstance(entry, Picture):
+            return self._mention(url, entry.about, page, depth)
+        self._add_link(url, kind, depth)
+        return False
+
+    def _refuse_entry(self, bad: BadUrl, kind: int, page: int, depth: int, about: About) -> None:
+        added = self.insert(bad.url, "", kind, depth, REFUSED, bad.reason)
+        if added and kind == PICTURE and page < 0:  # what a list names itself is accounted for in the collection
+            self.send(added, about, reason=bad.reason, detail=bad.url)
+
+    def _add_link(self, url: str, kind: int, depth: int) -> None:
+        if self.db.execute("SELECT 1 FROM urls WHERE url = ?", (url,)).fetchone():
+            return
+        host, reason = host_of(url), ""
+        if kind in (PAGE, API):
+            reason = self._beyond(host, pattern_of(url), depth if kind == PAGE else 0)
+        self.insert(url, host, kind, depth, REFUSED if reason else TODO, reason)
+
+    def _beyond(self, host: str, pattern: str, depth: int) -> str:
+        """Return the bound that a page lies beyond, or count it and return nothing."""
+        if depth > self.bounds.max_depth:
+            return "depth"
+        counts = dict(
+            (row[0], (row[1], row[2]))
+            for row in self.db.execute(
+                "SELECT pattern, pages, barren FROM patterns WHERE host = ? AND pattern IN ('', ?)", (host, pattern)
+            )
+        )
+        pages, barren = counts.get(pattern, (0, 0))
+        if counts.get("", (0, 0))[0] >= self.bounds.max_per_host:
+            return "host_limit"
+        if pages >= self.bounds.max_per_pattern:
+            return "pattern_limit"
+        if barren >= self.bounds.max_barren:
+            return "barren_pattern"
+        self.db.executemany(
+            "INSERT INTO patterns (host, pattern, pages) VALUES (?, ?, 1) "
+            "ON CONFLICT (host, pattern) DO UPDATE SET pages = pages + 1",
+            [(host, ""), (host, pattern)],
+        )
+        return ""
+
+    def insert(self, url: str, host: str, kind: int, depth: int, state: int, reason: str, hops: int = 0) -> int:
+        """Insert an address that may be known already; return its id where it is new, else 0."""
+        cursor = self.db.execute(
+            "INSERT OR IGNORE INTO urls (url, host, kind, depth, state, reason, hops) VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (url, host, kind, depth, state, reason, hops),
+        )
+        if cursor.rowcount and state == TODO:
+            self.new_hosts.add(host)
+            self.tally["to do"] += 1
+        elif cursor.rowcount:
+            self.tally["refused"] += 1
+        return int(cursor.lastrowid or 0) if cursor.rowcount else 0
+
+    def _mention(self, url: str, about: About, page: int, depth: int) -> bool:
+        """Note that a page mentions a picture; what is known of it already goes out at once."""
+        if added := self.insert(url, host_of(url), PICTURE, depth, TODO, ""):
+            self._note(added, page, about)
+            return True
+        row = self.db.execute("SELECT id, kind FROM urls WHERE url = ?", (url,)).fetchone()
+        if row[1] == PICTURE:
+            self.pass_on(row[0], about, page)
+        return False
+
+    def _note(self, url_id: int, page: int, about: About) -> bool:
+        """Keep a mention; say whether its page said something else before, or nothing."""
+        text = about.as_json()
+        known = self.db.execute("SELECT about FROM mentions WHERE url = ? AND page = ?", (url_id, page)).fetchone()
+        if known and known[0] == text:
+            return False
+        self.db.execute("INSERT OR REPLACE INTO mentions VALUES (?, ?, ?)", (url_id, page, text))
+        return True
+
+    def pass_on(self, url_id: int, about: About, page: int) -> None:
+        """Hand a later mention to the end of a chain of redirects, and out where the picture went out already."""
+        url_id = self.end_of(url_id)
+        before = self.mentioned(url_id)
+        if not self._note(url_id, page, about):
+            return
+        state, image_id = self.db.execute("SELECT state, image_id FROM urls WHERE id = ?", (url_id,)).fetchone()
+        if (
+            state == DONE
+            and image_id
+            and (set(about.tags) - set(before.tags) or set(about.labels) - set(before.labels))
+        ):
+            self.send(url_id, about, image_id=image_id)
+
+    def mentioned(self, url_id: int) -> About:
+        """Unite what is said of a picture."""
+        rows = self.db.execute("SELECT about FROM mentions WHERE url = ? ORDER BY page", (url_id,))
+        return About.united(About.from_json(row[0]) for row in rows)
+
+    def end_of(self, url_id: int) -> int:
+        """Return the last address of a chain of redirects."""
+        seen: set[int] = set()
+        while url_id not in seen:
+            seen.add(url_id)
+            row = self.db.execute("SELECT target FROM urls WHERE id = ?", (url_id,)).fetchone()
+            if row[0] is None:
+                return url_id
+            url_id = row[0]
+        return url_id
+
+    def send(
+        self,
+        url_id: int,
+        about: About,
+        *,
+        body: bytes | None = None,
+        image_id: str | None = None,
+        reason: str | None = None,
+        detail: str = "",
+    ) -> None:
+        """Put a picture into the outbox: bytes, more of what is said of it, or why there are none."""
+        fetched_at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()) if body is not None else ""
+        self.db.execute(
+            "INSERT INTO outbox (url, about, fetched_at, image_id, reason, detail, body) VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (url_id, about.as_json(), fetched_at, image_id, reason, detail, body),
+        )
