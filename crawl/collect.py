@@ -27,12 +27,13 @@ from configs.artifacts import (
 from configs.compose import register, resolved, run_stage
 from crawl.account import nothing_accepted, report
 from crawl.compact import compact, seal_shards
-from crawl.config import SOURCES, CrawlConfig, NetworkSource
+from crawl.config import CrawlConfig
 from crawl.ingest import TRANSIENT, Accepted, IsolatedGate, Refused, acceptance, gate_space
 from crawl.near_groups import NearGroups
 from crawl.records import Record, image_id_of
 from crawl.screen import Screen
 from crawl.shards import RELATIONS_FILE, ShardWriter, committed_shards, shard_state
+from crawl.source_config import SOURCES, NetworkSource
 from crawl.sources import Source, SourceItem, open_source
 from crawl.sources.network import Network
 from crawl.tags import read_relations

@@ -9,9 +9,10 @@ from configs.artifacts import ArtifactError, read_manifest, verify
 from configs.compose import Paths
 from crawl.account import accounts
 from crawl.collect import collect
-from crawl.config import CrawlConfig, GateOptions, TableSource
+from crawl.config import CrawlConfig, GateOptions
 from crawl.ingest import Reason, Refused, ingest
 from crawl.shards import committed_shards
+from crawl.source_config import TableSource
 from tests.test_collect import Killed, dying
 from tests.tiny import QuickGate, crawl_config, picture, write_tree
 

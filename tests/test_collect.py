@@ -11,10 +11,11 @@ import crawl.collect
 from configs.artifacts import ArtifactError, read_manifest, verify
 from configs.compose import Paths
 from crawl.collect import collect
-from crawl.config import CrawlConfig, FolderSource, GateOptions, WebDatasetSource
+from crawl.config import CrawlConfig, GateOptions
 from crawl.ingest import IsolatedGate
 from crawl.records import image_id_of
 from crawl.shards import Collection, ShardWriter
+from crawl.source_config import FolderSource, WebDatasetSource
 from crawl.sources.item import Ledger, SourceItem
 from tests.tiny import NUM_PICTURES, crawl_config, picture, write_tree
 

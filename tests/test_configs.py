@@ -41,7 +41,8 @@ from configs.compose import (
     run_stage,
     typed,
 )
-from crawl.config import SOURCES, CrawlConfig, ForgetConfig, GateOptions, TakedownConfig, WebDatasetSource
+from crawl.config import CrawlConfig, ForgetConfig, GateOptions, TakedownConfig
+from crawl.source_config import SOURCES, WebDatasetSource
 from features.config import (
     BackboneConfig,
     ImageFeaturesConfig,

@@ -12,11 +12,12 @@ import crawl.collect
 from configs.artifacts import ArtifactError
 from configs.compose import Paths
 from crawl.collect import collect
-from crawl.config import CrawlConfig, FetchOptions, FlickrSource, OpenverseSource, WikimediaSource
+from crawl.config import CrawlConfig, FetchOptions
 from crawl.fetch.database import STATES
 from crawl.fetch.found import KINDS
 from crawl.fetch.process import FetchProcess
 from crawl.shards import Collection
+from crawl.source_config import FlickrSource, OpenverseSource, WikimediaSource
 from crawl.sources.network import DATABASE, crawl_directory
 from tests.photo_apis import KEY, TOKEN, PhotoServer, Reply
 from tests.test_photo_apis import CC_BY_SA, file, lagged, photo, result

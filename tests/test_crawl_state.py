@@ -18,9 +18,10 @@ import crawl.collect
 from configs.artifacts import ArtifactError, read_manifest
 from configs.compose import Paths
 from crawl.collect import collect
-from crawl.config import CrawlConfig, UrlsSource, WebSource
+from crawl.config import CrawlConfig
 from crawl.fetch.process import FetchProcess
 from crawl.shards import Collection, ShardWriter
+from crawl.source_config import UrlsSource, WebSource
 from crawl.tombstones import Tombstone, Tombstones, address_digest
 from tests.gallery_server import PICTURES, Gallery
 from tests.test_crawl_web import fetch_options, outcomes, tags_of

@@ -8,10 +8,11 @@ import pytest
 import crawl.collect
 from configs.compose import Paths
 from crawl.collect import collect
-from crawl.config import CrawlConfig, FetchOptions, WebSource
+from crawl.config import CrawlConfig, FetchOptions
 from crawl.fetch.database import STATES
 from crawl.records import image_id_of
 from crawl.shards import Collection
+from crawl.source_config import WebSource
 from crawl.sources.network import DATABASE, crawl_directory
 from tests.gallery_server import HOSTS, MAX_BYTES, PICTURES, Gallery
 from tests.tiny import QuickGate

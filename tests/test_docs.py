@@ -8,8 +8,9 @@ from typing import get_type_hints
 
 import pytest
 
-from crawl.config import SOURCES, CrawlConfig, TakedownConfig
+from crawl.config import CrawlConfig, TakedownConfig
 from crawl.ingest import Reason
+from crawl.source_config import SOURCES
 from features.config import ImageFeaturesConfig, IndexConfig, ReduceConfig, TagVectorsConfig
 from serve.config import JudgementsConfig, PublishConfig, ServeConfig
 from train.config import (

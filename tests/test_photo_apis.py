@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 import crawl.sources.flickr
 from configs.artifacts import ArtifactError
-from crawl.config import FlickrSource, OpenverseSource, WikimediaSource
 from crawl.fetch.faults import Fault
 from crawl.fetch.found import API, Answer
 from crawl.fetch.register import Bounds
+from crawl.source_config import FlickrSource, OpenverseSource, WikimediaSource
 from crawl.sources.api import number, plain_text, text
 from crawl.sources.flickr import Flickr
 from crawl.sources.licences import licence_code, licence_name

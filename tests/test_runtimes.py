@@ -12,8 +12,9 @@ from openvino import properties
 
 import crawl
 from configs.artifacts import ArtifactError
-from crawl.config import GateOptions, WebDatasetSource
+from crawl.config import GateOptions
 from crawl.ingest import ingest
+from crawl.source_config import WebDatasetSource
 from crawl.sources import open_source
 from features.backbones import ColorHistogram, build_backbone
 from features.neighbours import neighbours_kept

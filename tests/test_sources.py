@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs.artifacts import ArtifactError
-from crawl.config import FolderSource, SourceConfig, TableSource, WebDatasetSource
+from crawl.source_config import FolderSource, SourceConfig, TableSource, WebDatasetSource
 from crawl.sources import open_source
 from crawl.sources.item import Unreadable, describe, read_regular, split_tags
 

@@ -13,8 +13,9 @@ from torchvision import datasets
 
 from configs.artifacts import ArtifactError
 from configs.compose import ConfigError, compose_typed
-from crawl.config import TORCHVISION_SETS, CrawlConfig, GateOptions, TorchvisionSource
+from crawl.config import CrawlConfig, GateOptions
 from crawl.ingest import ingest
+from crawl.source_config import TORCHVISION_SETS, TorchvisionSource
 from crawl.sources import open_source
 from crawl.sources.torchvision_sets import SETS, bmp, readable, words_told
 from tests.tiny import picture

@@ -6,9 +6,9 @@ import pytest
 from lxml import html
 
 from configs.artifacts import ArtifactError
-from crawl.config import SitemapSource, WebSource
 from crawl.fetch.faults import Fault
 from crawl.fetch.found import PAGE, SITEMAP, Answer
+from crawl.source_config import SitemapSource, WebSource
 from crawl.sources.largest import parse_srcset, versions
 from crawl.sources.sitemap import Sitemap
 from crawl.sources.web import Web

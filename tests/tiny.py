@@ -10,10 +10,11 @@ import simplejpeg
 
 from configs.artifacts import seal, sync_directory
 from configs.compose import Paths
-from crawl.config import CrawlConfig, FolderSource
+from crawl.config import CrawlConfig
 from crawl.ingest import ingest
 from crawl.records import Record
 from crawl.shards import ShardWriter
+from crawl.source_config import FolderSource
 from crawl.tombstones import Tombstone, Tombstones
 from features.config import BackboneConfig, ImageFeaturesConfig
 

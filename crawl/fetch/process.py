@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from configs.artifacts import ArtifactError
-from crawl.config import SOURCES, FetchOptions, SourceConfig
+from crawl.config import FetchOptions
+from crawl.source_config import SOURCES, SourceConfig
 
 GRACE_S = 4.0  # for answers that are on their way when the process is asked to end
 _ROOT = Path(__file__).resolve().parents[2]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from crawl.config import FolderSource, SourceConfig, TableSource, TorchvisionSource, WebDatasetSource
+from crawl.source_config import FolderSource, SourceConfig, TableSource, TorchvisionSource, WebDatasetSource
 from crawl.sources.folder import Folder
 from crawl.sources.item import Source, SourceItem
 from crawl.sources.table import Table

@@ -10,10 +10,10 @@ from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from configs.artifacts import ArtifactError
-from crawl.config import ApiSource
 from crawl.fetch.faults import Fault
 from crawl.fetch.found import API, About, Answer, Entry, Finder, Link, Picture
 from crawl.fetch.urls import BadUrl, canonical
+from crawl.source_config import ApiSource
 from crawl.sources.item import as_json, clean_text
 from crawl.sources.licences import licence_code
 from crawl.sources.page import parse_html, text_of

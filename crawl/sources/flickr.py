@@ -16,10 +16,10 @@ from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
 from configs.artifacts import ArtifactError
-from crawl.config import FlickrSource
 from crawl.fetch.faults import Fault
 from crawl.fetch.found import API, Answer, Found, Link, Picture
 from crawl.fetch.urls import BadUrl
+from crawl.source_config import FlickrSource
 from crawl.sources.api import Api, member, note_of, number, objects, parameters_of, plain_text, secret_of, text
 from crawl.sources.licences import licence_code, licence_name
 

@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 from configs.artifacts import ArtifactError, digest
-from crawl.config import FolderSource
+from crawl.source_config import FolderSource
 from crawl.sources.item import Source, SourceItem, Unreadable, read_regular
 
 

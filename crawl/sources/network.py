@@ -12,8 +12,15 @@ from typing import Any
 from tqdm import tqdm
 
 from configs.artifacts import ArtifactError, digest
-from crawl.config import (
-    CrawlConfig,
+from crawl.config import CrawlConfig
+from crawl.fetch.database import opened
+from crawl.fetch.faults import TRANSIENT
+from crawl.fetch.found import API, PAGE, SITEMAP, Finder
+from crawl.fetch.outbox import Outbox, Parcel
+from crawl.fetch.process import FetchProcess, Order
+from crawl.fetch.report import as_text, rehearsal, write_report
+from crawl.ingest import TRANSIENT as TRANSIENT_AT_THE_GATE
+from crawl.source_config import (
     FlickrSource,
     OpenverseSource,
     SitemapSource,
@@ -22,13 +29,6 @@ from crawl.config import (
     WebSource,
     WikimediaSource,
 )
-from crawl.fetch.database import opened
-from crawl.fetch.faults import TRANSIENT
-from crawl.fetch.found import API, PAGE, SITEMAP, Finder
-from crawl.fetch.outbox import Outbox, Parcel
-from crawl.fetch.process import FetchProcess, Order
-from crawl.fetch.report import as_text, rehearsal, write_report
-from crawl.ingest import TRANSIENT as TRANSIENT_AT_THE_GATE
 from crawl.sources.item import Source, SourceItem, Unreadable
 
 log = logging.getLogger(__name__)

@@ -13,9 +13,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from configs.artifacts import ArtifactError
-from crawl.config import OpenverseSource
 from crawl.fetch.found import API, Answer, Found, Link, Picture
 from crawl.fetch.urls import BadUrl
+from crawl.source_config import OpenverseSource
 from crawl.sources.api import Api, number, objects, parameters_of, secret_of, text
 from crawl.sources.licences import licence_name
 

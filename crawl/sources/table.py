@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from configs.artifacts import ArtifactError, digest, file_sha256
-from crawl.config import TableSource
+from crawl.source_config import TableSource
 from crawl.sources.item import Source, SourceItem, Unreadable, clean_text, describe, read_regular, split_tags
 
 ROW_ERRORS = (ValueError, RecursionError)  # ValueError: no UTF-8, no JSON, or a number of too many digits

@@ -19,7 +19,7 @@ import numpy as np
 from torchvision import datasets
 
 from configs.artifacts import ArtifactError, digest
-from crawl.config import CAPTIONED, TorchvisionSource
+from crawl.source_config import CAPTIONED, TorchvisionSource
 from crawl.sources.item import Source, SourceItem, Unreadable, read_regular
 
 # What torchvision raises for a set that is not there, not whole, or not what it should be.

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from configs.artifacts import ArtifactError, digest
-from crawl.config import UrlsSource
 from crawl.fetch.found import About, Answer, Entry, Finder, Found, Picture
 from crawl.fetch.urls import BadUrl
+from crawl.source_config import UrlsSource
 from crawl.sources.item import Unreadable, describe, split_tags
 from crawl.sources.table import reader_of
 

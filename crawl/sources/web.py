@@ -9,10 +9,10 @@ from itertools import islice
 from typing import Any
 
 from configs.artifacts import ArtifactError
-from crawl.config import WebSource
 from crawl.fetch.found import About, Answer, Entry, Finder, Found, Link, Picture
 from crawl.fetch.manners import forbids_following, opted_out
 from crawl.fetch.urls import BadUrl, canonical, host_of
+from crawl.source_config import WebSource
 from crawl.sources.item import clean_text
 from crawl.sources.largest import is_picture_file, versions
 from crawl.sources.page import Described, Page, check_selector, text_of

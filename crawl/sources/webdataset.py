@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from configs.artifacts import ArtifactError, digest
-from crawl.config import WebDatasetSource
+from crawl.source_config import WebDatasetSource
 from crawl.sources.item import Source, SourceItem, Unreadable, clean_text, describe, split_tags
 
 IMAGE_SUFFIXES = {"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "img"}

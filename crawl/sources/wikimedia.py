@@ -13,10 +13,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from configs.artifacts import ArtifactError
-from crawl.config import WikimediaSource
 from crawl.fetch.faults import Fault
 from crawl.fetch.found import API, Answer, Found, Link, Picture
 from crawl.fetch.urls import BadUrl
+from crawl.source_config import WikimediaSource
 from crawl.sources.api import Api, member, note_of, number, objects, parameters_of, plain_text, text
 
 BATCH = 50  # titles a request, for whoever has no special rights
