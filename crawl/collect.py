@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from configs.artifacts import (
@@ -29,10 +28,11 @@ from crawl.account import nothing_accepted, report
 from crawl.compact import compact, seal_shards
 from crawl.config import CrawlConfig
 from crawl.ingest import TRANSIENT, Accepted, IsolatedGate, Refused, acceptance, gate_space
+from crawl.known import Known
 from crawl.near_groups import NearGroups
 from crawl.records import Record, image_id_of
 from crawl.screen import Screen
-from crawl.shards import RELATIONS_FILE, ShardWriter, committed_shards, shard_state
+from crawl.shards import RELATIONS_FILE, ShardWriter, committed_shards, shard_state, tags_said
 from crawl.source_config import SOURCES, NetworkSource
 from crawl.sources import Source, SourceItem, open_source
 from crawl.sources.network import Network
@@ -40,6 +40,8 @@ from crawl.tags import read_relations
 from crawl.tombstones import TAKEN_DOWN, Tombstones
 
 log = logging.getLogger(__name__)
+
+LISTED = 4  # rows and refusals of a shard, in units of `shard_size`
 
 
 @dataclass
@@ -50,8 +52,7 @@ class Crawl:
     recipe: str  # digest of source, its listing and what the gate accepts
     config: dict[str, Any]  # of the source
     gate: dict[str, Any]  # version and options that shape pixels
-    known: dict[str, set[str]] = field(default_factory=dict)  # image_id -> tags as given
-    refused: dict[str, Refused] = field(default_factory=dict)  # image_id -> why, in this crawl
+    known: Known = field(default_factory=Known)
     consumed: int = 0  # items of the source that committed shards account for
     duplicates: int = 0
     next_shard: int = 0
@@ -63,13 +64,19 @@ class Crawl:
 
     def resume(self) -> None:
         """Take in what committed shards hold, those of an unfinished crawl included."""
-        for number, path in enumerate(committed_shards(self.directory)):
-            for row in pq.read_table(path, columns=["image_id", "tags"]).to_pylist():
-                self.known.setdefault(row["image_id"], set()).update(row["tags"] or ())
+        shards = committed_shards(self.directory)
+        self.known.fill(row for path in shards for row in tags_said(path))
+        for number, path in enumerate(shards):
             state = shard_state(path)
             if state["recipe"] == self.recipe:
                 self.consumed, self.duplicates = state["consumed"], state["duplicates"]
             self.next_shard = number + 1
+
+    def close(self) -> None:
+        """Let go of what was opened."""
+        self.known.close()
+        if self.near:
+            self.near.close()
 
     def state(self) -> dict[str, Any]:
         """What a shard's commit records, enough to go on after it."""
@@ -96,14 +103,12 @@ def gated(crawl: Crawl, source: Iterator[SourceItem], gate: IsolatedGate) -> Ite
     is None. So every item takes one turn, and few are held however many known ones come in a row.
     """
     waiting: deque[_Waiting] = deque()
-    sent: set[str] = set()
 
     def turns() -> Iterator[bytes]:
         for item in source:
             image_id = item.image_id or ("" if item.problem else image_id_of(item.data))
-            fresh = not (item.problem or item.image_id or image_id in crawl.known or image_id in sent)
-            fresh = fresh and not _is_taken_down(crawl, item, image_id)
-            sent.update([image_id] if fresh else [])
+            fresh = not (item.problem or item.image_id or _is_taken_down(crawl, item, image_id))
+            fresh = fresh and crawl.known.claim(image_id)
             waiting.append(_Waiting(replace(item, data=b""), image_id, fresh))
             yield item.data if fresh else b""
 
@@ -142,37 +147,40 @@ def file_item(crawl: Crawl, shard: ShardWriter, entry: _Waiting, outcome: Accept
         Reason and detail of a refusal, empty texts otherwise.
     """
     item, image_id = entry.item, entry.image_id
-    if _is_taken_down(crawl, item, image_id, outcome.jpeg if isinstance(outcome, Accepted) else b""):
-        shard.refuse("", TAKEN_DOWN, "")  # its path or address would tell of it
-        return TAKEN_DOWN, ""
     refusal = _refusal(crawl, entry, outcome)
     if refusal is not None:
-        shard.refuse(item.key, *refusal)
+        shard.refuse("" if refusal[0] == TAKEN_DOWN else item.key, *refusal)  # its path or address would tell of it
         return refusal
     if isinstance(outcome, Accepted):
-        crawl.known[image_id] = set(item.tags)
+        crawl.known.accept(image_id, item.tags)
         copied = crawl.near.group_of(outcome.jpeg, shard) if crawl.near else ""
         shard.add_image(_record(item, image_id, outcome, copied), outcome.jpeg)
     else:
         crawl.duplicates += 1
-        if new := tuple(tag for tag in item.tags if tag not in crawl.known[image_id]):
-            crawl.known[image_id].update(new)
+        before = crawl.known.tags(image_id) or set()
+        if new := tuple(tag for tag in item.tags if tag not in before):
+            crawl.known.add_tags(image_id, new)
             shard.add_tags(Record(image_id=image_id, group=image_id, tags=new))
     return "", ""
 
 
 def _refusal(crawl: Crawl, entry: _Waiting, outcome: Accepted | Refused | None) -> tuple[str, str] | None:
-    """Return why an item is refused: by its source, by the gate, or by the gate when its bytes came before."""
+    """Return why an item is refused: by a takedown, by its source, by the gate, or when its bytes came before."""
+    accepted = outcome if isinstance(outcome, Accepted) else None
+    if _is_taken_down(crawl, entry.item, entry.image_id, accepted.jpeg if accepted else b""):
+        if accepted:
+            crawl.known.refuse(entry.image_id, TAKEN_DOWN, "")
+        return TAKEN_DOWN, ""
     if entry.item.problem is not None:
         return entry.item.problem.reason, entry.item.problem.detail
+    if accepted:
+        return None
     if isinstance(outcome, Refused):
-        crawl.refused.setdefault(entry.image_id, outcome)
-    if not isinstance(outcome, Accepted) and entry.image_id in crawl.refused:
-        known = crawl.refused[entry.image_id]
-        return str(known.reason), known.detail
-    if outcome is None and entry.image_id not in crawl.known:
+        crawl.known.refuse(entry.image_id, outcome.reason, outcome.detail)
+    refused = crawl.known.refusal(entry.image_id)
+    if refused is None and crawl.known.tags(entry.image_id) is None:
         return "missing", "said of a picture that is not in the collection"
-    return None
+    return refused
 
 
 def write_shards(crawl: Crawl, source: Source, screen: Screen, cfg: CrawlConfig) -> None:
@@ -191,15 +199,21 @@ def write_shards(crawl: Crawl, source: Source, screen: Screen, cfg: CrawlConfig)
             for entry, outcome in bar:
                 source.filed(entry.item, *file_item(crawl, shard, entry, outcome))
                 crawl.consumed += 1
-                if shard.num_images == cfg.shard_size:
+                if _is_full(crawl, shard, cfg.shard_size):
                     _commit(crawl, shard, source)
                     shard = ShardWriter(crawl.directory, crawl.next_shard)
-        if not crawl.known:
+        if not crawl.known.num_images:
             raise nothing_accepted(shard.refusals)
         if shard.rows or shard.refusals:
             _commit(crawl, shard, source)
     finally:
         shard.discard()
+
+
+def _is_full(crawl: Crawl, shard: ShardWriter, size: int) -> bool:
+    """Say whether a shard has its pictures, or so much else that memory would grow with it."""
+    listed = len(shard.rows) + len(shard.refusals)
+    return shard.num_images == size or (listed >= LISTED * size and crawl.known.num_images > 0)
 
 
 def _commit(crawl: Crawl, shard: ShardWriter, source: Source) -> None:
@@ -319,14 +333,13 @@ def _collect(cfg: CrawlConfig, source: Source, relations: str, directory: Path) 
         log.info("already done: %s holds %d images", directory, manifest.facts["num_images"])
         return directory
     crawl = Crawl(directory, recipe, config, gate_space(cfg.gate))
-    crawl.resume()
-    crawl.near = NearGroups(directory) if cfg.group_copies else None
-    log.info("crawling %s into %s, from item %d on", cfg.source.name, directory, crawl.consumed)
     try:
+        crawl.resume()
+        crawl.near = NearGroups(directory) if cfg.group_copies else None
+        log.info("crawling %s into %s, from item %d on", cfg.source.name, directory, crawl.consumed)
         write_shards(crawl, source, screen, cfg)
     finally:
-        if crawl.near:
-            crawl.near.close()
+        crawl.close()
     if relations:
         atomic_write(directory / RELATIONS_FILE, relations)
     seal_collection(crawl, cfg, manifest)

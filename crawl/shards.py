@@ -6,12 +6,13 @@ where an image known already got new tags. The Parquet file is written last and 
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
 import tarfile
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ from crawl.tombstones import Tombstones
 RELATIONS_FILE = "tag_relations.csv"
 STATE_KEY = b"tagtower"
 COMPACTED = "taken_down"  # the fact of a manifest that says which takedowns its shards went through
+_BATCH = 10_000  # rows of a table that are read at a time
 TAR_NAME_BYTES = 100  # the first field of a member's header
 DAMAGED_OR_OTHER = (
     "`make verify` lists damage; where it finds none the index is of another collection: run `make features`"
@@ -111,8 +113,7 @@ class ShardWriter:
         refused.mkdir(exist_ok=True)
         lines = (json.dumps(entry, ensure_ascii=False) + "\n" for entry in self.refusals)
         atomic_write(refused / f"{self.name}.jsonl", "".join(lines))
-        timeless = [{key: value for key, value in row.items() if key != "fetched_at"} for row in self.rows]
-        state = {**state, "rows": digest(timeless), "refused": dict(Counter(e["reason"] for e in self.refusals))}
+        state = {**state, "rows": _digest_rows(self.rows), "refused": dict(Counter(e["reason"] for e in self.refusals))}
         table = pa.Table.from_pylist(self.rows, schema=SHARD_SCHEMA)
         with atomic_open(self.directory / f"{self.name}.parquet") as stream:
             pq.write_table(table.replace_schema_metadata({STATE_KEY: json.dumps(state)}), stream, compression="zstd")
@@ -121,6 +122,17 @@ class ShardWriter:
         """Drop a shard that was not committed."""
         self._stream.close()
         self._partial.unlink(missing_ok=True)
+
+
+def _digest_rows(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Return what `digest` gives for rows without their times, of which only one is written out at a time."""
+    sha256, between = hashlib.sha256(b"["), b""
+    for row in rows:
+        timeless = {key: value for key, value in row.items() if key != "fetched_at"}
+        sha256.update(between + json.dumps(timeless, sort_keys=True, ensure_ascii=False).encode())
+        between = b", "
+    sha256.update(b"]")
+    return sha256.hexdigest()
 
 
 def committed_shards(directory: Path) -> list[Path]:
@@ -142,6 +154,14 @@ def shard_state(parquet: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError) as error:
         raise ArtifactError(f"'{parquet}' is no table of a shard ({error}); `make verify` names damage") from error
     return state
+
+
+def tags_said(parquet: Path) -> Iterator[tuple[str, list[str]]]:
+    """Yield image_id and tags of the rows of a shard; an image may have several rows."""
+    with pq.ParquetFile(parquet) as table:
+        for batch in table.iter_batches(batch_size=_BATCH, columns=["image_id", "tags"]):
+            ids, tags = (batch.column(name).to_pylist() for name in ("image_id", "tags"))
+            yield from zip(ids, (each or [] for each in tags), strict=True)
 
 
 def compacted_digest(image_ids: Iterable[str]) -> str:

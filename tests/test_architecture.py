@@ -21,7 +21,7 @@ HOMES = {
     "marshmallow": ["serve/api/"],
     "granian": ["serve/"],
     "prometheus_client": ["serve/"],
-    "sqlite3": ["crawl/fetch/database.py", "serve/judgements.py"],
+    "sqlite3": ["crawl/fetch/database.py", "crawl/known.py", "serve/judgements.py"],
     "gensim": ["features/"],
     "openvino": ["features/"],
     "nncf": ["features/calibrate.py"],

@@ -12,11 +12,12 @@ from configs.artifacts import ArtifactError, read_manifest, verify
 from configs.compose import Paths
 from crawl.collect import collect
 from crawl.config import CrawlConfig, GateOptions
-from crawl.ingest import IsolatedGate
+from crawl.ingest import IsolatedGate, ingest
 from crawl.records import image_id_of
 from crawl.shards import Collection, ShardWriter
 from crawl.source_config import FolderSource, WebDatasetSource
 from crawl.sources.item import Ledger, SourceItem
+from crawl.tombstones import Tombstone, Tombstones, jpeg_digest
 from tests.tiny import NUM_PICTURES, crawl_config, picture, write_tree
 
 pytestmark = pytest.mark.usefixtures("quick_gate")
@@ -210,6 +211,42 @@ def test_a_collection_can_be_crawled_as_webdataset(tree, tmp_path):
         assert [one.extractfile(m).read() for m in one if m.name.endswith("jpg")] == [
             two.extractfile(m).read() for m in two if m.name.endswith("jpg")
         ]
+
+
+def test_a_shard_ends_before_refusals_or_new_tags_fill_the_memory(tmp_path):
+    tree = write_tree(tmp_path / "tree", count=3)
+    for number in range(20):
+        (tree / f"text{number:02d}.txt").write_text("text")
+    config = crawl_config(tmp_path / "d", tree, shard_size=2)
+    directory = collect(config)
+    assert max(listed_by(directory)) == 8
+    assert facts(directory)["num_items"] == sum(listed_by(directory)) == 24
+    for name in ("one", "two", "three"):
+        (tree / name).mkdir()
+        for number in range(3):
+            (tree / name / f"{number}.jpg").write_bytes(picture(number))
+    collect(config)
+    assert max(listed_by(directory)) == 8
+    assert facts(directory)["num_images"] == 3
+    assert facts(directory)["num_items"] == 24 + 33
+
+
+def listed_by(directory):
+    """Rows and refusals of each shard."""
+    refusals = (path.read_text().count("\n") for path in sorted((directory / "refused").iterdir()))
+    rows = (pq.read_table(path).num_rows for path in sorted(directory.glob("*.parquet")))
+    return list(map(sum, zip(refusals, rows, strict=True)))
+
+
+def test_a_double_of_what_was_taken_down_by_its_pixels_tells_nothing_either(tmp_path):
+    tree = write_tree(tmp_path / "tree", count=2)
+    stored = ingest(picture(0), GateOptions())
+    (tmp_path / "d" / "collection").mkdir(parents=True)
+    Tombstones(tmp_path / "d" / "collection").add([Tombstone(jpeg=jpeg_digest(stored.jpeg))])
+    directory = collect(crawl_config(tmp_path / "d", tree))
+    assert facts(directory)["refused"] == {"taken_down": 2}
+    lines = [json.loads(line) for line in (directory / "refused" / "00000.jsonl").read_text().splitlines()]
+    assert lines == [{"key": "", "reason": "taken_down", "detail": ""}] * 2
 
 
 ALIVE = weakref.WeakSet()

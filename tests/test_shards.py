@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from configs.artifacts import ArtifactError, seal, verify
+from configs.artifacts import ArtifactError, digest, seal, verify
 from crawl.records import SHARD_SCHEMA, Record, from_row
 from crawl.shards import LOCATION, Collection, JpegReader, ShardWriter, committed_shards, shard_state
 from tests.tiny import bury, tagged, write_collection
@@ -114,6 +114,13 @@ def test_a_damaged_table_stops_the_reader_with_its_name(collection):
     (collection / "00000.parquet").write_bytes(b"PAR1")
     with pytest.raises(ArtifactError, match=r"00000\.parquet.*make verify"):
         Collection(collection).table(["tags"])
+
+
+def test_a_commit_names_its_rows_by_their_digest_without_times(collection):
+    rows = pq.read_table(collection / "00000.parquet").to_pylist()
+    assert len(rows) == 4
+    timeless = [{key: value for key, value in row.items() if key != "fetched_at"} for row in rows]
+    assert shard_state(collection / "00000.parquet")["rows"] == digest(timeless)
 
 
 def test_a_collection_without_shards_has_no_rows(tmp_path):
