@@ -15,7 +15,7 @@ from PIL import Image, ImageCms, ImageOps
 
 from crawl.config import MAX_PIXELS, GateOptions
 from crawl.ingest import GATE_VERSION, Accepted, Reason, Refused, acceptance, gate_space, ingest
-from crawl.ingest.jpeg import _scan_end
+from crawl.ingest.jpeg import _scan_end, decode_strictly, parse_jpeg
 from crawl.ingest.verdict import Refusal
 
 OPTIONS = GateOptions()
@@ -424,6 +424,28 @@ def test_a_scan_ends_where_the_fill_bytes_of_the_next_marker_begin(pieces, at):
             _scan_end(data, at)
     else:
         assert _scan_end(data, at) == found.start()
+
+
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+def test_damage_is_found_in_an_eighth_of_the_pixels_as_in_all_of_them(subsampling):
+    rng = np.random.default_rng(subsampling)
+    whole = saved(SMOOTH, "JPEG", quality=90, subsampling=subsampling, restart_marker_blocks=7 * (subsampling == 1))
+    scan = whole.index(b"\xff\xda") + 14
+    seen = set()
+    for _ in range(300):
+        at, value = int(rng.integers(scan, len(whole) - 2)), int(rng.integers(256))
+        verdicts = [_strict_verdict(patched(whole, at, "B", value), shrink) for shrink in (1, 8)]
+        assert verdicts[0] == verdicts[1]
+        seen.add(verdicts[0][0])
+    assert {"", Reason.TRUNCATED} <= seen
+
+
+def _strict_verdict(data, shrink):
+    try:
+        decode_strictly(parse_jpeg(data), shrink)
+    except Refusal as refusal:
+        return refusal.refused.reason, refusal.refused.detail
+    return "", ""
 
 
 # --- JPEGs that keep their bytes

@@ -41,6 +41,8 @@ _DYING_S = 5.0  # from closing its socket to the end of a process, under load
 _ROOT = Path(__file__).resolve().parents[2]
 # The environment may hold tokens; a process that parses strangers' bytes gets what Python needs, no more.
 _PASSED_ON = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR", "PYTHONHASHSEED")
+# For glibc, which would otherwise give the pixels of each picture back to the system and ask for them anew.
+_KEEP_FREED = {"MALLOC_MMAP_THRESHOLD_": str(32 * 2**20), "MALLOC_TRIM_THRESHOLD_": str(64 * 2**20)}
 
 Judge = Callable[[bytes, "GateOptions"], Accepted | Refused]
 
@@ -219,4 +221,4 @@ class _Worker:
 def _environment() -> dict[str, str]:
     """Return what a worker may see; its search path is ours, so that it finds the same packages."""
     passed_on = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-    return passed_on | {"PYTHONPATH": os.pathsep.join([str(_ROOT), *filter(None, sys.path)])}
+    return passed_on | _KEEP_FREED | {"PYTHONPATH": os.pathsep.join([str(_ROOT), *filter(None, sys.path)])}
