@@ -30,10 +30,11 @@ from crawl.config import CrawlConfig
 from crawl.ingest import TRANSIENT, Accepted, IsolatedGate, Refused, acceptance, gate_space
 from crawl.known import Known
 from crawl.near_groups import NearGroups
+from crawl.parts.source import PartedList
 from crawl.records import Record, image_id_of
 from crawl.screen import Screen
 from crawl.shards import RELATIONS_FILE, ShardWriter, committed_shards, shard_state, tags_said
-from crawl.source_config import SOURCES, NetworkSource
+from crawl.source_config import SOURCES, NetworkSource, UrlsSource
 from crawl.sources import Source, SourceItem, open_source
 from crawl.sources.network import Network
 from crawl.tags import read_relations
@@ -100,21 +101,22 @@ def gated(crawl: Crawl, source: Iterator[SourceItem], gate: IsolatedGate) -> Ite
     """Send what is new through the gate and yield all items in the source's order.
 
     Known bytes are not decoded again: no bytes go in their place, which the gate refuses at once, and their outcome
-    is None. So every item takes one turn, and few are held however many known ones come in a row.
+    is None. So every item takes one turn, and few are held however many known ones come in a row. What brings a verdict
+    of the gate has no bytes either, and keeps it.
     """
     waiting: deque[_Waiting] = deque()
 
     def turns() -> Iterator[bytes]:
         for item in source:
             image_id = item.image_id or ("" if item.problem else image_id_of(item.data))
-            fresh = not (item.problem or item.image_id or _is_taken_down(crawl, item, image_id))
-            fresh = fresh and crawl.known.claim(image_id)
+            brings_bytes = not item.problem and (item.verdict is not None or not item.image_id)
+            fresh = brings_bytes and not _is_taken_down(crawl, item, image_id) and crawl.known.claim(image_id)
             waiting.append(_Waiting(replace(item, data=b""), image_id, fresh))
             yield item.data if fresh else b""
 
     for outcome in gate.map(turns()):
         entry = waiting.popleft()
-        yield entry, outcome if entry.fresh else None
+        yield entry, (entry.item.verdict or outcome) if entry.fresh else None
 
 
 def _is_taken_down(crawl: Crawl, item: SourceItem, image_id: str, jpeg: bytes = b"") -> bool:
@@ -316,9 +318,19 @@ def collect(cfg: CrawlConfig) -> Path:
 
 
 def _open(cfg: CrawlConfig) -> Source:
+    if cfg.executor.name != "local":
+        return _open_parts(cfg)
     if isinstance(cfg.source, NetworkSource):
         return Network(cfg)
     return open_source(cfg.source, cfg.gate.max_bytes)
+
+
+def _open_parts(cfg: CrawlConfig) -> Source:
+    if not isinstance(cfg.source, UrlsSource):
+        raise ArtifactError(
+            f"executor={cfg.executor.name} is for source=urls; leave it out with source={cfg.source.name}"
+        )
+    return PartedList(cfg)
 
 
 def _collect(cfg: CrawlConfig, source: Source, relations: str, directory: Path) -> Path:

@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from omegaconf import MISSING
 
 from configs.compose import Paths
+from configs.executors import ExecutorConfig
 from crawl.source_config import SourceConfig
 
+MAX_PARTS = 256  # of a list, written side by side, a file each
 MAX_PIXELS = 178_956_970  # what Pillow decodes at most; JPEGs go past it, but one limit is for all formats
 
 
@@ -151,6 +153,8 @@ class CrawlConfig:
     retry: str = ""  # `true`: go through a finished source once more and ask again about what may pass; of a source of
     # the network also kinds of failures, such as `timeout,dns`
     refresh: bool = False  # ask a source of the network again for what it gave, and take what changed
+    executor: ExecutorConfig = field(default_factory=ExecutorConfig)  # ray: for source=urls
+    parts: int = 0  # that a list is crawled in with executor=ray, 1 to 256; 0 = one for each 5,000 rows
     dry_run: bool = False  # tell what would be asked of whom, and ask for nothing but robots.txt
     shard_size: int = 10_000  # images a shard, at most 10,000
     workers: int = 0  # gate processes, 0 = one a core
@@ -159,5 +163,7 @@ class CrawlConfig:
         self.retry = "" if str(self.retry).lower() in ("", "false") else str(self.retry).lower()
         if not 1 <= self.shard_size <= 10_000:
             raise ValueError(f"shard_size must lie in 1..10000, got {self.shard_size}")
+        if not 0 <= self.parts <= MAX_PARTS:
+            raise ValueError(f"parts must lie in 0..{MAX_PARTS}, got {self.parts}")
         if self.workers < 0:
             raise ValueError(f"workers must be 0 (one a core) or more, got {self.workers}")

@@ -140,6 +140,13 @@ class UrlsSource(NetworkSource):
 
 
 @dataclass
+class PartSource(NetworkSource):
+    """Rows of a list that one worker crawls; made where a list is split, not chosen."""
+
+    name: str = "part"  # fixed, it names the kind
+
+
+@dataclass
 class ApiSource(NetworkSource):
     """What sources over the APIs of photo collections have in common."""
 

@@ -26,6 +26,8 @@ from crawl.compact import compact
 from crawl.config import TakedownConfig
 from crawl.fetch.database import REFUSED, opened, transaction
 from crawl.fetch.found import About
+from crawl.ingest import Accepted
+from crawl.ingest.wire import unpack_verdict
 from crawl.records import image_id_of
 from crawl.shards import JpegReader, committed_shards
 from crawl.sources.network import DATABASE
@@ -139,7 +141,7 @@ def takedown(cfg: TakedownConfig) -> Path:
         after = before.add(_tombstones(cfg, directory, before))
         log.info("%d tombstones, %d of them new", len(after.all), len(after.all) - len(before.all))
         log.info("%d shards rewritten", compact(directory))
-        for database in sorted(cfg.paths.artifact("crawls").glob(f"*/{DATABASE}")):
+        for database in sorted(cfg.paths.artifact("crawls").rglob(DATABASE)):
             forget_crawl(database, after)
     failed = [module for module in FORGETTING if _status(module, cfg)]
     if failed:
@@ -157,24 +159,28 @@ def forget_crawl(database: Path, tombstones: Tombstones) -> None:
     Their addresses stay, as refused, so that this crawl does not ask for them again; what pages say of them goes.
     """
 
-    def is_gone(image_id: str | None, url: str | None, body: bytes | None) -> bool:
+    def is_gone(image_id: str | None, url: str | None, body: bytes | None, verdict: bytes | None) -> bool:
+        gated = unpack_verdict(verdict) if verdict else None
+        jpeg = gated.jpeg if isinstance(gated, Accepted) else b""
         ids = [image_id or "", image_id_of(body) if body else ""]
-        return any(tombstones.is_taken_down(image_id=each, urls=[url or ""]) for each in ids)
+        return any(tombstones.is_taken_down(image_id=each, urls=[url or ""], jpeg=jpeg) for each in ids)
 
     with closing(opened(database)) as db:
-        db.create_function("is_gone", 3, is_gone, deterministic=True)
+        db.create_function("is_gone", 4, is_gone, deterministic=True)
         db.execute("PRAGMA secure_delete = ON")
         with transaction(db):
             changed = db.execute(
                 f"UPDATE urls SET state = {REFUSED}, reason = '{TAKEN_DOWN}', detail = '', image_id = NULL, "  # noqa: S608
-                f"etag = NULL, modified = NULL WHERE reason != '{TAKEN_DOWN}' AND is_gone(image_id, url, NULL)"
+                f"etag = NULL, modified = NULL WHERE reason != '{TAKEN_DOWN}' AND is_gone(image_id, url, NULL, NULL)"
             ).rowcount
             changed += db.execute(
                 f"UPDATE outbox SET reason = '{TAKEN_DOWN}', detail = '', image_id = NULL, about = ?, body = NULL "  # noqa: S608
                 f"WHERE reason IS NOT '{TAKEN_DOWN}' AND "
-                "is_gone(image_id, (SELECT url FROM urls WHERE urls.id = outbox.url), body)",
+                f"(url IN (SELECT id FROM urls WHERE reason = '{TAKEN_DOWN}') OR is_gone(image_id, '', body, "
+                "(SELECT verdict FROM gated WHERE gated.seq = outbox.seq)))",
                 (About().as_json(),),
             ).rowcount
+            db.execute("DELETE FROM gated WHERE seq IN (SELECT seq FROM outbox WHERE reason = ?)", (TAKEN_DOWN,))
             changed += db.execute(
                 "DELETE FROM mentions WHERE url IN (SELECT id FROM urls WHERE reason = ?)", (TAKEN_DOWN,)
             ).rowcount

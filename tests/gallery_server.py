@@ -155,6 +155,10 @@ async def answer(web: Gallery, request: Asked, writer: asyncio.StreamWriter) -> 
     elif host == "gallery" and path in web.pages:
         kind, body = web.pages[path]
         writer.write(gallery_page(path, kind, body))
+    elif path.startswith("/to/"):
+        writer.write(moved(unquote(path.removeprefix("/to/"))))
+    elif path == "/round":  # from one host to the other and back
+        writer.write(moved(web.url("cdn" if host == "gallery" else "gallery", "/round")))
     elif path.startswith(("/p/", "/s/")):
         etag = f'"{path}{ETAG}"'
         unchanged = request.headers.get("if-none-match") == etag

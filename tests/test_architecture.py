@@ -44,6 +44,7 @@ HOMES = {
     "scrapy": ["crawl/fetch/"],
     "twisted": ["crawl/fetch/"],
     "protego": ["crawl/fetch/manners.py"],
+    "tldextract": ["crawl/fetch/shares.py"],
     "lxml": ["crawl/sources/"],
     "parsel": ["crawl/sources/page.py"],
     "extruct": ["crawl/sources/structured.py"],

@@ -19,6 +19,9 @@ from configs.generations import current_generation, generations
 from configs.verify import artifacts, lost_pointers
 from crawl.config import ForgetConfig, TakedownConfig
 from crawl.fetch.database import opened
+from crawl.fetch.found import About
+from crawl.ingest import Accepted
+from crawl.ingest.wire import pack_verdict
 from crawl.records import TEST, image_id_of
 from crawl.shards import Collection
 from crawl.takedown import FORGETTING, takedown
@@ -316,6 +319,29 @@ def test_a_crawl_forgets_what_it_fetched_and_keeps_its_address_as_refused(small)
         assert db.execute("SELECT reason, image_id, body FROM outbox").fetchall() == [("taken_down", None, None)] * 2
     for path in database.parent.iterdir():
         assert not any(each in path.read_bytes() for each in (gone.encode(), waiting, b"secret", b"about 1"))
+
+
+def test_a_part_of_a_crawl_forgets_what_the_gate_has_made_already(small):
+    """By address, by the bytes that came, and by the JPEG that the gate made of other bytes."""
+    database = small.artifact("crawls") / "urls-00000000" / "parts" / "001" / "state.sqlite"
+    database.parent.mkdir(parents=True)
+    made = {number: pack_verdict(Accepted(b"JPEG %d" % number, 1, 1, "png", 1, 1, 9)) for number in (5, 6, 7, 8)}
+    with closing(opened(database)) as db:
+        for number, verdict in made.items():
+            db.execute("INSERT INTO urls (id, url, host, kind, state, image_id) VALUES (?, ?, 'a', 3, 2, ?)",
+                       (number, f"https://example.org/{number}.jpg", f"{number:016x}"))  # fmt: skip
+            db.execute("INSERT INTO outbox (seq, url, about) VALUES (?, ?, ?)", (number, number, About().as_json()))
+            db.execute("INSERT INTO gated VALUES (?, ?)", (number, verdict))
+    stones = [Tombstone(f"{5:016x}"), Tombstone(addresses=(address_digest("https://example.org/6.jpg"),))]
+    Tombstones(small.artifact("collection")).add([*stones, Tombstone(jpeg=jpeg_digest(b"JPEG 7"))])
+    takedown(TakedownConfig(small))
+    with closing(opened(database)) as db:
+        assert db.execute("SELECT seq FROM gated").fetchall() == [(8,)]
+        assert db.execute("SELECT seq, reason FROM outbox").fetchall() == [
+            *((number, "taken_down") for number in (5, 6, 7)), (8, None),
+        ]  # fmt: skip
+    for path in database.parent.iterdir():
+        assert not any(b"JPEG %d" % number in path.read_bytes() for number in (5, 6, 7))
 
 
 def test_an_address_that_nothing_came_from_is_never_asked_for(small):

@@ -19,7 +19,7 @@ from scrapy import signals
 from scrapy.crawler import CrawlerProcess
 
 from crawl.fetch.process import GRACE_S, Order
-from crawl.fetch.register import Bounds
+from crawl.fetch.register import bounds_of
 from crawl.fetch.spider import Fetcher, Line
 from crawl.fetch.state import State
 from crawl.sources.network import open_finder
@@ -53,10 +53,7 @@ def main() -> None:
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
     order = Order.from_json(json.loads(sys.stdin.buffer.readline()))
     options = order.options
-    bounds = Bounds(
-        options.max_depth, options.max_per_host, options.max_per_pattern, options.max_barren, options.max_redirects
-    )
-    state = State(Path(order.database), bounds)
+    state = State(Path(order.database), bounds_of(options), order.share)
     state.recover()
     logging.disable(logging.INFO)  # Scrapy tells of every request; what matters stands in the database
     process = CrawlerProcess({**SETTINGS, "FETCH": options})

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 TODO, FLIGHT, DONE, REFUSED, FAILED = range(5)
 STATES = ("to do", "in flight", "done", "refused", "failed")
-MOVED, UNCHANGED, WOULD_ASK = "moved", "unchanged", "would be asked"  # reasons of what is done; the last in a dry run
+# Reasons of what is done: the last in a dry run, those before it where another part of the crawl has the host.
+MOVED, UNCHANGED, HANDING_OVER, HANDED_OVER, WOULD_ASK = (
+    *("moved", "unchanged", "to be handed over", "handed over"),
+    "would be asked",
+)
 SCHEMA_VERSION = 1
 _BUSY_S = 60.0
 TALLY = ("pages", "pictures", "refused", "failed", "to do")
@@ -36,6 +40,7 @@ CREATE TABLE IF NOT EXISTS urls (
     image_id TEXT, num_bytes INTEGER NOT NULL DEFAULT 0
 );
 CREATE INDEX IF NOT EXISTS todo ON urls (host, depth, id) WHERE state = 0;
+CREATE INDEX IF NOT EXISTS sources ON urls (target) WHERE target IS NOT NULL;
 CREATE TABLE IF NOT EXISTS mentions (
     url INTEGER NOT NULL, page INTEGER NOT NULL, about TEXT NOT NULL, PRIMARY KEY (url, page)
 ) WITHOUT ROWID;
@@ -47,6 +52,10 @@ CREATE TABLE IF NOT EXISTS outbox (
     image_id TEXT,                        -- of bytes that went before, where there are none here
     reason TEXT, detail TEXT,             -- why there are no bytes
     body BLOB
+);
+CREATE TABLE IF NOT EXISTS gated (
+    seq INTEGER PRIMARY KEY,              -- of the outbox
+    verdict BLOB NOT NULL                 -- in place of its body, where a worker has asked the gate already
 );
 CREATE TABLE IF NOT EXISTS patterns (
     host TEXT, pattern TEXT, pages INTEGER NOT NULL DEFAULT 0, barren INTEGER NOT NULL DEFAULT 0,
@@ -61,17 +70,41 @@ CREATE TABLE IF NOT EXISTS asked (
 """
 
 
-def opened(path: Path) -> Database:
-    """Open the database of a crawl, and make it where it is missing.
+def opened(path: Path | None) -> Database:
+    """Open the database of a crawl, and make it where it is missing; without a path one that lasts while it is open.
 
     A commit is in the log before it returns, so that a killed process loses none; after a power cut the last ones may
     be gone, and are asked again.
     """
-    db = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None)
+    db = sqlite3.connect(path or "", timeout=_BUSY_S, isolation_level=None)
     db.execute("PRAGMA journal_mode = WAL")
     db.execute("PRAGMA synchronous = NORMAL")
     db.executescript(_SCHEMA)
     db.execute("INSERT OR IGNORE INTO meta VALUES ('version', ?)", (SCHEMA_VERSION,))
+    return db
+
+
+_COPIED = "url, host, kind, state, reason, detail, status, image_id, num_bytes"
+
+
+def united(paths: Iterable[Path]) -> Database:
+    """Return what the databases of a crawl's parts tell together, for as long as it is open.
+
+    An address that was handed over counts where it was asked for.
+    """
+    db = opened(None)
+    for number, path in enumerate(paths):
+        before = {"before": number << 40}  # more than a part has addresses
+        db.execute("ATTACH ? AS part", (str(path),))
+        with transaction(db):
+            db.execute(
+                f"INSERT OR IGNORE INTO urls (id, {_COPIED}) SELECT id + :before, {_COPIED} FROM part.urls "  # noqa: S608
+                f"WHERE reason NOT IN ('{HANDING_OVER}', '{HANDED_OVER}')",
+                before,
+            )
+            db.execute("INSERT INTO mentions SELECT url + :before, page, about FROM part.mentions", before)
+            db.execute("INSERT OR IGNORE INTO asked SELECT * FROM part.asked")
+        db.execute("DETACH part")
     return db
 
 

@@ -6,11 +6,27 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from crawl.fetch.database import DONE, FAILED, REFUSED, TODO, get_meta, opened, read_tally, set_meta, transaction
+from crawl.fetch.database import (
+    DONE,
+    FAILED,
+    FLIGHT,
+    HANDED_OVER,
+    HANDING_OVER,
+    REFUSED,
+    TODO,
+    get_meta,
+    opened,
+    read_tally,
+    set_meta,
+    transaction,
+)
 from crawl.fetch.found import PICTURE, About
 
 _PIECE = 64  # rows that are read at a time, with their bytes
-_COLUMNS = "seq, outbox.url, urls.url, about, fetched_at, outbox.image_id, outbox.reason, outbox.detail, body"
+_COLUMNS = (
+    "outbox.seq, outbox.url, urls.url, about, fetched_at, COALESCE(outbox.image_id, ''), COALESCE(outbox.reason, ''), "
+    "COALESCE(outbox.detail, ''), COALESCE(body, x''), COALESCE(urls.image_id, ''), COALESCE(verdict, x'')"
+)
 
 
 @dataclass(frozen=True)
@@ -26,6 +42,13 @@ class Parcel:
     reason: str  # why there are none
     detail: str
     body: bytes
+    fetched_id: str = ""  # image_id of the bytes that came
+    verdict: bytes = b""  # of the gate, packed, where a worker has asked it: then it stands in place of the body
+
+    @property
+    def is_picture(self) -> bool:
+        """Say whether the bytes of a picture came, rather than more of what is said of it, or a reason."""
+        return not (self.image_id or self.reason)
 
 
 class Outbox:
@@ -78,7 +101,7 @@ class Outbox:
         wanted = sorted(set(reasons))
         marks = ",".join("?" * len(wanted))
         chosen = f"((state IN ({FAILED}, {REFUSED})) AND reason IN ({marks}))"
-        chosen += f" OR state = {DONE}" if refresh else ""
+        chosen += f" OR (state = {DONE} AND reason NOT IN ('{HANDING_OVER}', '{HANDED_OVER}'))" if refresh else ""
         chosen = f"({chosen}) AND host != ''"  # what is no address to ask for has no host
         with transaction(self.db):
             changed = self.db.execute(
@@ -92,7 +115,7 @@ class Outbox:
                 self._next_pass()
         return int(changed)
 
-    def list_anew(self, fingerprint: str) -> None:
+    def list_anew(self, fingerprint: str, is_empty: bool = False) -> None:
         """Go through a list again that has changed since: what it names already is not asked again, the rest is."""
         known = self.db.execute("SELECT value FROM meta WHERE key = 'list'").fetchone()
         with transaction(self.db):
@@ -102,6 +125,14 @@ class Outbox:
                 set_meta(self.db, "listed", 0)
                 if self.is_sealed:
                     self._next_pass()
+            if is_empty:
+                set_meta(self.db, "listed", 1)
+
+    def keep_up(self, number: int) -> None:
+        """Begin the pass that another part of the crawl is in, though there is nothing to ask again here."""
+        if self.is_sealed and self.number < number:
+            with transaction(self.db):
+                self._next_pass()
 
     def _next_pass(self) -> None:
         set_meta(self.db, "pass", self.number + 1)
@@ -136,18 +167,44 @@ class Outbox:
         after = self.base + start
         while True:
             rows = self.db.execute(
-                f"SELECT {_COLUMNS} FROM outbox JOIN urls ON urls.id = outbox.url WHERE seq > ? "  # noqa: S608
-                "ORDER BY seq LIMIT ?",
+                f"SELECT {_COLUMNS} FROM outbox JOIN urls ON urls.id = outbox.url "  # noqa: S608
+                "LEFT JOIN gated ON gated.seq = outbox.seq WHERE outbox.seq > ? ORDER BY outbox.seq LIMIT ?",
                 (after, _PIECE),
             ).fetchall()
-            for seq, url_id, url, about, fetched_at, image_id, reason, detail, body in rows:
-                about = About.from_json(about)
-                yield Parcel(
-                    seq, url_id, url, about, fetched_at, image_id or "", reason or "", detail or "", body or b""
-                )
+            for seq, url_id, url, about, *rest in rows:
+                yield Parcel(seq, url_id, url, About.from_json(about), *rest)
                 after = seq
             if not rows:
                 return
+
+    @property
+    def num_parcels(self) -> int:
+        """Number of the parcels of the pass so far, those that were dropped included."""
+        return self._last() - self.base
+
+    @property
+    def num_taken(self) -> int:
+        """Number of the parcels of the pass that were taken out."""
+        return max(0, get_meta(self.db, "taken") - self.base)
+
+    @property
+    def is_whole(self) -> bool:
+        """Say whether nothing of the pass is left to ask for, or to take out."""
+        open_ones = self.db.execute(f"SELECT 1 FROM urls WHERE state IN ({TODO}, {FLIGHT}) LIMIT 1")  # noqa: S608
+        return self.is_listed and open_ones.fetchone() is None and self.num_taken == self.num_parcels
+
+    @property
+    def is_listed(self) -> bool:
+        """Say whether all that the crawl begins with is in the database."""
+        return bool(get_meta(self.db, "listed"))
+
+    def keep_verdict(self, parcel: Parcel, verdict: bytes | None) -> None:
+        """Take a parcel out and put it back with what the gate made of its picture, for who collects it later."""
+        with transaction(self.db):
+            if verdict is not None:
+                self.db.execute("INSERT OR REPLACE INTO gated VALUES (?, ?)", (parcel.seq, verdict))
+                self.db.execute("UPDATE outbox SET body = NULL WHERE seq = ?", (parcel.seq,))
+            set_meta(self.db, "taken", parcel.seq)
 
     def is_dropped(self, start: int) -> bool:
         """Say whether parcels from number `start` on were dropped, because they lay in shards."""
@@ -162,11 +219,12 @@ class Outbox:
         """Remember what the gate refused, to be written down before the next shard is committed."""
         self._verdicts.append((REFUSED, reason, detail, url_id))
 
-    def write_down(self, taken: int) -> None:
+    def write_down(self, taken: int | None = None) -> None:
         """Write the verdicts down, and how many parcels were taken out."""
         with transaction(self.db):
             self.db.executemany("UPDATE urls SET state = ?, reason = ?, detail = ? WHERE id = ?", self._verdicts)
-            set_meta(self.db, "taken", self.base + taken)
+            if taken is not None:
+                set_meta(self.db, "taken", self.base + taken)
         self._verdicts.clear()
 
     def drop(self, count: int) -> None:
@@ -176,12 +234,14 @@ class Outbox:
             return
         with transaction(self.db):
             self.db.execute("DELETE FROM outbox WHERE seq <= ?", (last,))
+            self.db.execute("DELETE FROM gated WHERE seq <= ?", (last,))
             set_meta(self.db, "dropped", last)
 
     def seal(self) -> None:
         """Note that the pass went into the collection to its end, and drop what is left of it."""
         with transaction(self.db):
             self.db.execute("DELETE FROM outbox")
+            self.db.execute("DELETE FROM gated")
             set_meta(self.db, "dropped", self._last())
             set_meta(self.db, "taken", self._last())
             set_meta(self.db, "sealed", self.number)

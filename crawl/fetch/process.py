@@ -12,7 +12,8 @@ from typing import Any
 
 from configs.artifacts import ArtifactError
 from crawl.config import FetchOptions
-from crawl.source_config import SOURCES, SourceConfig
+from crawl.fetch.shares import WHOLE, Share
+from crawl.source_config import SOURCES, PartSource, SourceConfig
 
 GRACE_S = 4.0  # for answers that are on their way when the process is asked to end
 _ROOT = Path(__file__).resolve().parents[2]
@@ -27,6 +28,7 @@ class Order:
     options: FetchOptions
     source: SourceConfig
     dry: bool = False  # ask for rules alone
+    share: Share = WHOLE  # of the crawl
 
     def as_json(self) -> str:
         """Return it as one line."""
@@ -35,9 +37,16 @@ class Order:
     @staticmethod
     def from_json(told: dict[str, Any]) -> Order:
         """Read it back."""
-        kinds = {kind.name: kind for kind in SOURCES}
+        kinds = {kind.name: kind for kind in (*SOURCES, PartSource)}
         source = kinds[told["source"]["name"]](**told["source"])
-        return Order(told["database"], told["collection"], FetchOptions(**told["options"]), source, told["dry"])
+        return Order(
+            told["database"],
+            told["collection"],
+            FetchOptions(**told["options"]),
+            source,
+            dry=told["dry"],
+            share=Share(**told["share"]),
+        )
 
 
 class FetchProcess:
@@ -69,6 +78,15 @@ class FetchProcess:
                 f"the fetching process ended with code {code}; what was fetched is kept, run the same command again"
             )
         return code is None
+
+    def wait(self) -> None:
+        """Wait until it has ended by itself.
+
+        Raises:
+            ArtifactError: with an error, which it has printed.
+        """
+        self._process.wait()
+        assert not self.is_running
 
     def stop(self) -> None:
         """Let answers come in that are on their way, for seconds, and end it."""

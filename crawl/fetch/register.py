@@ -4,12 +4,29 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from crawl.fetch.database import DONE, REFUSED, TODO, opened, read_tally
+from crawl.fetch.database import (
+    DONE,
+    HANDED_OVER,
+    HANDING_OVER,
+    REFUSED,
+    TALLY,
+    TODO,
+    opened,
+    read_tally,
+    set_meta,
+    transaction,
+)
 from crawl.fetch.found import API, PAGE, PICTURE, About, Entry, Link, Picture
+from crawl.fetch.shares import WHOLE, Share
 from crawl.fetch.urls import BadUrl, canonical, host_of, pattern_of
+
+if TYPE_CHECKING:
+    from crawl.config import FetchOptions
 
 
 @dataclass(frozen=True)
@@ -23,19 +40,39 @@ class Bounds:
     max_redirects: int
 
 
+def bounds_of(options: FetchOptions) -> Bounds:
+    """Return the bounds that options set."""
+    return Bounds(
+        options.max_depth, options.max_per_host, options.max_per_pattern, options.max_barren, options.max_redirects
+    )
+
+
 class Register:
     """Addresses and mentions in the database of a crawl; every method that writes wants a transaction around it.
 
     Args:
         path: of the database; made where it is missing.
         bounds: of the crawl.
+        share: of the crawl that the database has.
     """
 
-    def __init__(self, path: Path, bounds: Bounds) -> None:
+    def __init__(self, path: Path, bounds: Bounds, share: Share = WHOLE) -> None:
         self.bounds = bounds
+        self.share = share
         self.new_hosts: set[str] = set()  # hosts that got something to do since this was emptied
         self.db = opened(path)
         self.tally = Counter(read_tally(self.db))
+
+    def close(self) -> None:
+        """Close the database."""
+        self.save_tally()
+        self.db.close()
+
+    def save_tally(self) -> None:
+        """Write down how far the crawl is, for the one who shows it."""
+        with transaction(self.db):
+            for name in TALLY:
+                set_meta(self.db, f"num {name}", self.tally[name])
 
     def add(self, entry: Entry, page: int, depth: int) -> bool:
         """Take in one address; say whether it is a picture that was not known."""
@@ -99,7 +136,7 @@ class Register:
         if cursor.rowcount and state == TODO:
             self.new_hosts.add(host)
             self.tally["to do"] += 1
-        elif cursor.rowcount:
+        elif cursor.rowcount and state == REFUSED:
             self.tally["refused"] += 1
         return int(cursor.lastrowid or 0) if cursor.rowcount else 0
 
@@ -128,7 +165,11 @@ class Register:
         before = self.mentioned(url_id)
         if not self._note(url_id, page, about):
             return
-        state, image_id = self.db.execute("SELECT state, image_id FROM urls WHERE id = ?", (url_id,)).fetchone()
+        state, image_id, reason = self.db.execute(
+            "SELECT state, image_id, reason FROM urls WHERE id = ?", (url_id,)
+        ).fetchone()
+        if reason == HANDED_OVER:
+            self.db.execute("UPDATE urls SET reason = ? WHERE id = ?", (HANDING_OVER, url_id))
         if (
             state == DONE
             and image_id
@@ -140,6 +181,22 @@ class Register:
         """Unite what is said of a picture."""
         rows = self.db.execute("SELECT about FROM mentions WHERE url = ? ORDER BY page", (url_id,))
         return About.united(About.from_json(row[0]) for row in rows)
+
+    def receive(self, url: str, hops: int, mentions: Iterable[tuple[int, About]]) -> None:
+        """Take in a picture that another part was redirected to, with what its pages say of it."""
+        known = self.db.execute("SELECT id FROM urls WHERE url = ?", (url,)).fetchone()
+        url_id = known[0] if known else self.insert(url, host_of(url), PICTURE, 0, TODO, "", hops)
+        for page, about in mentions:
+            self.pass_on(url_id, about, page)
+
+    def refuse_loop(self, url_id: int, to: str) -> None:
+        """Refuse an address whose redirect leads back to it."""
+        self.tally["refused"] += 1
+        self.db.execute(
+            "UPDATE urls SET state = ?, reason = 'redirect_loop', detail = ?, target = NULL WHERE id = ?",
+            (REFUSED, to[:200], url_id),
+        )
+        self.send(url_id, self.mentioned(url_id), reason="redirect_loop", detail=to[:200])
 
     def end_of(self, url_id: int) -> int:
         """Return the last address of a chain of redirects."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.artifacts import atomic_write
-from crawl.fetch.database import DONE, FAILED, REFUSED, STATES, WOULD_ASK, Database, opened
+from crawl.fetch.database import DONE, FAILED, REFUSED, STATES, WOULD_ASK, Database
 from crawl.fetch.faults import TRANSIENT
 from crawl.fetch.found import KINDS, PICTURE
 
@@ -141,13 +141,9 @@ def _cells(row: Sequence[Any]) -> str:
     return "".join(f"<td{number if isinstance(v, int | float) else ''}>{escape(_shown(v))}</td>" for v in row)
 
 
-def write_report(directory: Path, database: Path, title: str) -> Path:
-    """Write `report.txt` and `report.html` beside the database of a crawl; return the page."""
-    db = opened(database)
-    try:
-        shown = tables(db)
-    finally:
-        db.close()
+def write_report(directory: Path, db: Database, title: str) -> Path:
+    """Write `report.txt` and `report.html` for a crawl's database into a directory; return the page."""
+    shown = tables(db)
     atomic_write(directory / "report.txt", "\n".join(map(as_text, shown)))
     atomic_write(directory / "report.html", as_page(title, shown))
     return directory / "report.html"

@@ -13,10 +13,10 @@ from crawl.fetch.database import (
     DONE,
     FAILED,
     FLIGHT,
+    HANDING_OVER,
     MOVED,
     REFUSED,
     STATES,
-    TALLY,
     TODO,
     UNCHANGED,
     WOULD_ASK,
@@ -62,21 +62,10 @@ class Answered:
 class State(Register):
     """The queue, and the outcomes: what the fetching process does with the database."""
 
-    def close(self) -> None:
-        """Close the database."""
-        self.save_tally()
-        self.db.close()
-
     def recover(self) -> None:
         """Put back what was in flight when the last process ended."""
         self.db.execute("UPDATE urls SET state = ? WHERE state = ?", (TODO, FLIGHT))
         self.tally["to do"] = self.num_to_do()
-
-    def save_tally(self) -> None:
-        """Write down how far the crawl is, for the one who shows it."""
-        with transaction(self.db):
-            for name in TALLY:
-                set_meta(self.db, f"num {name}", self.tally[name])
 
     # What is to do
 
@@ -127,7 +116,7 @@ class State(Register):
         with transaction(self.db):
             for entry in entries:
                 position += 1
-                self.add(entry, page=-position, depth=0)
+                self.add(entry, page=-self.share.first_page - position, depth=0)
             set_meta(self.db, "position", position)
             if whole:
                 set_meta(self.db, "listed", 1)
@@ -191,7 +180,9 @@ class State(Register):
             raise Refusal("too_many_redirects", f"more than {self.bounds.max_redirects}, the next to {url}"[:200])
         with transaction(self.db):
             host = host_of(url)
-            target = self.insert(url, host, job.kind, job.depth, TODO, "", job.hops + 1)
+            ours = self.share.owns(host)
+            state, reason = (TODO, "") if ours else (DONE, HANDING_OVER)
+            target = self.insert(url, host, job.kind, job.depth, state, reason, job.hops + 1)
             if not target:
                 target, kind = self.db.execute("SELECT id, kind FROM urls WHERE url = ?", (url,)).fetchone()
                 if self.end_of(target) == job.id:
@@ -202,6 +193,8 @@ class State(Register):
                 "UPDATE urls SET state = ?, reason = ?, status = ?, target = ? WHERE id = ?",
                 (DONE, MOVED, status, target, job.id),
             )
+            if not ours:
+                self.db.execute("UPDATE urls SET reason = ? WHERE id = ?", (HANDING_OVER, target))
             self.tally["to do"] -= 1
             if job.kind == PICTURE:
                 rows = self.db.execute("SELECT page, about FROM mentions WHERE url = ?", (job.id,)).fetchall()

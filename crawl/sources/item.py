@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.artifacts import ArtifactError
+from crawl.ingest.verdict import Accepted, Refused
 from crawl.records import PROVENANCE
 
 # Other names under which downloaders and tables keep our provenance columns.
@@ -43,6 +44,7 @@ class SourceItem:
     provenance: Mapping[str, str] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
     image_id: str = ""  # of an earlier item's bytes, where this one only says more of the same picture
+    verdict: Accepted | Refused | None = None  # of the gate on the bytes of `image_id`, where it was asked elsewhere
     ticket: int = 0  # for the source, which may want to know what became of the item
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from configs.artifacts import ArtifactError, digest
-from crawl.config import CrawlConfig
+from crawl.config import CrawlConfig, FetchOptions
 from crawl.fetch.database import opened
 from crawl.fetch.faults import TRANSIENT
 from crawl.fetch.found import API, PAGE, SITEMAP, Finder
@@ -20,9 +20,11 @@ from crawl.fetch.outbox import Outbox, Parcel
 from crawl.fetch.process import FetchProcess, Order
 from crawl.fetch.report import as_text, rehearsal, write_report
 from crawl.ingest import TRANSIENT as TRANSIENT_AT_THE_GATE
+from crawl.ingest.wire import unpack_verdict
 from crawl.source_config import (
     FlickrSource,
     OpenverseSource,
+    PartSource,
     SitemapSource,
     SourceConfig,
     UrlsSource,
@@ -46,6 +48,7 @@ def open_finder(config: SourceConfig, agent: str) -> Finder:
         config: of the source.
         agent: our product name, which pages may address.
     """
+    from crawl.parts.split import PartRows
     from crawl.sources.flickr import Flickr  # with lxml, which only the fetching process needs
     from crawl.sources.openverse import Openverse
     from crawl.sources.sitemap import Sitemap
@@ -59,6 +62,8 @@ def open_finder(config: SourceConfig, agent: str) -> Finder:
         return Web(config, agent)
     if isinstance(config, UrlsSource):
         return UrlList(config)
+    if isinstance(config, PartSource):
+        return PartRows(config)
     if isinstance(config, WikimediaSource):
         return Wikimedia(config)
     if isinstance(config, OpenverseSource):
@@ -73,17 +78,74 @@ def crawl_directory(cfg: CrawlConfig) -> Path:
     return cfg.paths.artifact("crawls") / f"{cfg.source.name}-{digest(asdict(cfg.source))[:8]}"
 
 
+def arriving(
+    outbox: Outbox, process: FetchProcess, start: int, idle: Callable[[], None] = lambda: None
+) -> Iterator[Parcel]:
+    """Yield parcels from number `start` on as they come, until the fetching process has ended and all are out."""
+    while True:
+        running = process.is_running  # asked first: what it sent before its end is read below
+        for parcel in outbox.parcels(start):
+            start += 1
+            yield parcel
+        if not running:
+            return
+        idle()
+        time.sleep(_POLL_S)
+
+
+def item_of(parcel: Parcel, outbox: Outbox) -> SourceItem:
+    """Return what a parcel brings as the collecting side takes it."""
+    about, problem = parcel.about, None
+    reason, detail = parcel.reason, parcel.detail
+    if parcel.image_id and not reason:
+        reason, detail = outbox.reason_of(parcel.url_id)
+    if reason:
+        problem = Unreadable(reason, detail)
+    verdict = unpack_verdict(parcel.verdict) if parcel.verdict else None
+    image_id = parcel.fetched_id if verdict else parcel.image_id
+    return SourceItem(
+        key=parcel.url,
+        data=parcel.body,
+        problem=problem,
+        tags=about.tags,
+        labels=about.labels,
+        provenance={**about.provenance, "source_url": parcel.url, "fetched_at": parcel.fetched_at},
+        extra=about.extra,
+        image_id="" if problem else image_id,
+        verdict=verdict,
+        ticket=parcel.url_id,
+    )
+
+
+def lost_collection(directory: Path) -> ArtifactError:
+    """Return the error of a crawl without what it has brought."""
+    return ArtifactError(
+        f"'{directory}' holds a crawl whose pictures went into a collection that is not there any more. "
+        "Put the collection back, or delete that directory to crawl anew."
+    )
+
+
+def require_contact(options: FetchOptions) -> None:
+    """Refuse to ask anybody for anything without saying who asks."""
+    if not options.contact:
+        raise ArtifactError(
+            "fetch.contact is empty: give a page or mailbox where site owners reach you, "
+            "such as fetch.contact=https://example.org/crawler"
+        )
+
+
+def retried_kinds(retry: str) -> set[str]:
+    """Return the reasons of failures and refusals that `retry` means."""
+    return {*TRANSIENT, *map(str, TRANSIENT_AT_THE_GATE)} if retry == "true" else set(retry.split(",")) - {""}
+
+
 class Network(Source):
     """Yields what a crawl fetched in the order in which it came, while it is still fetching."""
 
     keeps_state = True
 
     def __init__(self, cfg: CrawlConfig) -> None:
-        if not cfg.fetch.contact:
-            raise ArtifactError(
-                "fetch.contact is empty: give a page or mailbox where site owners reach you, "
-                "such as fetch.contact=https://example.org/crawler"
-            )
+        require_contact(cfg.fetch)
         self._list = open_finder(cfg.source, cfg.fetch.agent).fingerprint()
         self.cfg = cfg
         self.directory = crawl_directory(cfg)
@@ -99,8 +161,7 @@ class Network(Source):
         self.outbox.begin_again()
         if not (retry or refresh) or not self.outbox.is_sealed:
             return
-        kinds = {*TRANSIENT, *map(str, TRANSIENT_AT_THE_GATE)} if retry == "true" else set(retry.split(",")) - {""}
-        self.outbox.begin_pass(kinds, refresh)
+        self.outbox.begin_pass(retried_kinds(retry), refresh)
 
     def fingerprint(self) -> str:
         """Digest of the source and of the pass over it."""
@@ -109,25 +170,16 @@ class Network(Source):
     def items(self, start: int = 0) -> Iterator[SourceItem]:
         """Yield what was fetched from number `start` on, and what comes until nothing is left to fetch."""
         if self.outbox.is_dropped(start):
-            raise ArtifactError(
-                f"'{self.directory}' holds a crawl whose pictures went into a collection that is not there any more. "
-                "Put the collection back, or delete that directory to crawl anew."
-            )
+            raise lost_collection(self.directory)
         self.outbox.drop(start)  # a kill may have come between the commit of a shard and this
         self._taken = start
         self._process = FetchProcess(self._order(DATABASE))
         with tqdm(desc="crawl", unit="address", mininterval=1.0) as bar:
-            while True:
-                running = self._process.is_running  # asked first: what it sent before its end is read below
-                for parcel in self.outbox.parcels(self._taken):
-                    self._taken += 1
-                    yield self._item(parcel)
-                    self._tell(bar)
-                if not running:
-                    self._check_lists()
-                    return
+            for parcel in arriving(self.outbox, self._process, start, lambda: self._tell(bar)):
+                self._taken += 1
+                yield item_of(parcel, self.outbox)
                 self._tell(bar)
-                time.sleep(_POLL_S)
+        self._check_lists()
 
     def _order(self, database: str, dry: bool = False) -> Order:
         collection = self.cfg.paths.artifact("collection")
@@ -148,7 +200,7 @@ class Network(Source):
     def rehearse(self) -> None:
         """Tell what would be asked of whom, asking for nothing but the rules of each site."""
         database = self.directory / DRY_DATABASE
-        _remove(database)
+        remove_database(database)
         self.outbox.copy_to(database)
         self._process = FetchProcess(self._order(DRY_DATABASE, dry=True))
         while self._process.is_running:
@@ -156,7 +208,7 @@ class Network(Source):
         db = opened(database)
         log.info("%s", as_text(rehearsal(db)))
         db.close()
-        _remove(database)
+        remove_database(database)
 
     def _check_lists(self) -> None:
         """Tell which requests of an API failed for good, and of anything that is read where nothing came.
@@ -174,26 +226,6 @@ class Network(Source):
             raise ArtifactError(f"no picture came: {told}. Nothing was written; see to it and run again.{hint}")
         again = ",".join(reason for reason, _, _ in broken)
         log.warning("requests of the API failed, so its list is cut: %s. To ask again: retry=%s", told, again)
-
-    def _item(self, parcel: Parcel) -> SourceItem:
-        about, problem = parcel.about, None
-        reason, detail = parcel.reason, parcel.detail
-        if parcel.image_id and not reason:
-            reason, detail = self.outbox.reason_of(parcel.url_id)
-        if reason:
-            problem = Unreadable(reason, detail)
-        provenance = {**about.provenance, "source_url": parcel.url, "fetched_at": parcel.fetched_at}
-        return SourceItem(
-            key=parcel.url,
-            data=parcel.body,
-            problem=problem,
-            tags=about.tags,
-            labels=about.labels,
-            provenance=provenance,
-            extra=about.extra,
-            image_id="" if problem else parcel.image_id,
-            ticket=parcel.url_id,
-        )
 
     def filed(self, item: SourceItem, reason: str, detail: str) -> None:
         """Keep what the gate refused, for the database."""
@@ -214,7 +246,7 @@ class Network(Source):
             self.outbox.write_down(self._taken)
             self.outbox.seal()
             title = f"Crawl of {self.cfg.source.name}, pass {self.outbox.number}"
-            page = write_report(self.directory, self.directory / DATABASE, title)
+            page = write_report(self.directory, self.outbox.db, title)
             log.info("by host, reason, tag and licence: %s, and the same as text beside it", page)
 
     def end(self) -> None:
@@ -224,6 +256,7 @@ class Network(Source):
         self.outbox.close()
 
 
-def _remove(database: Path) -> None:
+def remove_database(database: Path) -> None:
+    """Remove a database with its log."""
     for suffix in ("", "-wal", "-shm"):
         database.with_name(database.name + suffix).unlink(missing_ok=True)
