@@ -26,7 +26,7 @@ from configs.artifacts import (
 from configs.compose import register, resolved, run_stage
 from crawl.account import nothing_accepted, report
 from crawl.compact import compact, seal_shards
-from crawl.config import CrawlConfig
+from crawl.config import CrawlConfig, ScreenOptions
 from crawl.ingest import TRANSIENT, Accepted, IsolatedGate, Refused, acceptance, gate_space
 from crawl.known import Known
 from crawl.near_groups import NearGroups
@@ -335,7 +335,7 @@ def _open_parts(cfg: CrawlConfig) -> Source:
 
 def _collect(cfg: CrawlConfig, source: Source, relations: str, directory: Path) -> Path:
     config = {"source": resolved(cfg.source)}
-    screen = Screen(cfg.screen)
+    screen = Screen(ScreenOptions() if source.brings_verdicts else cfg.screen)
     compact(directory)
     manifest = read_manifest(directory)
     _may_go_on(manifest, cfg, config)

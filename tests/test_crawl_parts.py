@@ -5,7 +5,8 @@ import os
 import signal
 import sys
 from collections import Counter
-from itertools import pairwise
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote
 
@@ -20,12 +21,13 @@ from configs.artifacts import ArtifactError, read_manifest
 from configs.compose import Paths
 from configs.executors import ExecutorConfig, map_parts
 from crawl.collect import collect
-from crawl.config import CrawlConfig
+from crawl.config import CrawlConfig, GateOptions
+from crawl.fetch.database import united
 from crawl.fetch.shares import Share, part_of, site_of
 from crawl.parts.split import PartRows, split
 from crawl.shards import Collection, ShardWriter
 from crawl.source_config import FolderSource, PartSource, UrlsSource
-from crawl.sources.network import crawl_directory
+from crawl.sources.network import DATABASE, crawl_directory
 from crawl.sources.url_list import UrlList
 from tests.gallery_server import PICTURES, Gallery
 from tests.test_crawl_state import list_config
@@ -147,13 +149,13 @@ def test_parts_bring_what_one_loop_brings(web, tmp_path, quick):
 
 
 def test_a_host_is_asked_by_one_worker_that_keeps_its_gap(web, tmp_path, quick):
-    gap = 0.15
     rows = [{"url": web.url(name, f"/p/{number}.jpg")} for name in NAMES[:2] for number in range(4)]
-    collect(parted(web, tmp_path, rows, fetch=options(gap_s=gap)))
-    for name in NAMES[:2]:
-        asked = [each.at for each in web.asked if each.host == f"{name}.test"]
-        assert len(asked) == 6  # with the two questions for rules
-        assert min(later - sooner for sooner, later in pairwise(asked)) > 0.9 * gap
+    config = parted(web, tmp_path, rows, fetch=options(gap_s=0.15))
+    collect(config)
+    with closing(united(crawl_directory(config).rglob(DATABASE))) as db:
+        asked = db.execute("SELECT host, requests, min_gap FROM asked ORDER BY host").fetchall()
+    assert [(host, requests) for host, requests, _ in asked] == [("s0.test", 6), ("s1.test", 6)]  # 2 of rules
+    assert min(least for _, _, least in asked) >= 0.15
 
 
 def test_what_failed_is_asked_again_in_its_part_and_nothing_else(web, tmp_path, quick):
@@ -201,6 +203,10 @@ def test_a_crawl_goes_on_as_it_began(web, tmp_path, quick):
     collect(list_config(web, tmp_path, rows, fetch=options()))
     with pytest.raises(ArtifactError, match="executor=local began it"):
         collect(parted(web, tmp_path, rows))
+    with pytest.raises(ArtifactError, match="holds this crawl in parts; go on with executor=ray"):
+        config = parted(web, tmp_path, rows, paths=Paths(data=str(tmp_path / "other")))
+        split(UrlList(config.source), crawl_directory(config), 2)
+        collect(replace(config, executor=ExecutorConfig()))
     with pytest.raises(ArtifactError, match="is for source=urls; leave it out with source=folder"):
         collect(CrawlConfig(paths=Paths(data=str(tmp_path)), source=FolderSource(), executor=ExecutorConfig("ray")))
 
@@ -215,6 +221,17 @@ def test_a_dry_run_tells_of_all_parts_and_asks_for_rules_alone(web, tmp_path, qu
         **dict.fromkeys(("s2", "s3", "s4", "s7", "s8"), "2"),
     }
     assert not list(tmp_path.rglob("dry.sqlite*"))
+
+
+def test_what_one_gate_judged_is_not_mixed_with_anothers(web, tmp_path, quick, monkeypatch):
+    config = parted(web, tmp_path, rows_of(web, 4)[:4])
+    with monkeypatch.context() as broken:
+        broken.setattr(crawl.parts.source.PartedList, "items", lambda self, start: (1 / 0 for _ in "x"))
+        with pytest.raises(ZeroDivisionError):
+            collect(config)
+    with pytest.raises(ArtifactError, match=r"another gate.*: max_side_px=512\. Go on with that"):
+        collect(replace(config, gate=GateOptions(max_side_px=64)))
+    assert set(tags_of(collect(config))) == set(range(4))
 
 
 def test_a_part_without_rows_takes_no_worker(web, tmp_path, quick, monkeypatch):

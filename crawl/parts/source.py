@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from bisect import bisect_right
 from collections import Counter
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from configs.artifacts import ArtifactError, digest
+from configs.artifacts import ArtifactError, atomic_write, digest
 from configs.executors import map_parts
 from crawl.config import CrawlConfig
 from crawl.fetch.database import united
@@ -23,6 +24,7 @@ from crawl.fetch.process import FetchProcess, Order
 from crawl.fetch.register import bounds_of
 from crawl.fetch.report import as_text, rehearsal, write_report
 from crawl.fetch.shares import Share
+from crawl.ingest import acceptance
 from crawl.parts.handover import hand_over
 from crawl.parts.split import Part, rows_of, split
 from crawl.parts.worker import PartCrawler, PartJob
@@ -43,6 +45,7 @@ from crawl.sources.url_list import UrlList
 log = logging.getLogger(__name__)
 
 _TICKETS_OF_A_PART = 1 << 40  # more than a database has addresses
+_GATE = "gate.json"
 
 
 class PartedList(Source):
@@ -53,6 +56,7 @@ class PartedList(Source):
     """
 
     keeps_state = True
+    brings_verdicts = True
 
     def __init__(self, cfg: CrawlConfig) -> None:
         require_contact(cfg.fetch)
@@ -94,10 +98,13 @@ class PartedList(Source):
     def _begin_pass(self, retry: str, refresh: bool) -> None:
         """Begin a pass over all parts or none, so that one which a kill cut short at its start goes on as one."""
         states: list[tuple[int, bool]] = []
+        begun = False
         for number, part in enumerate(self._parts):
             with self._outbox(number) as outbox:
                 outbox.list_anew(part.fingerprint, part.num_rows == 0)
                 states.append((outbox.number, outbox.is_sealed))
+                begun = begun or (outbox.num_parcels > 0 and not outbox.is_sealed)
+        self._keep_to_gate(begun)
         latest, all_sealed = max(own for own, _ in states), all(sealed for _, sealed in states)
         behind = [number for number, (own, _) in enumerate(states) if all_sealed or own < latest]
         for number in behind if retry or refresh else ():
@@ -108,11 +115,22 @@ class PartedList(Source):
             with self._outbox(number) as outbox:
                 outbox.keep_up(latest)
 
+    def _keep_to_gate(self, begun: bool) -> None:
+        """Refuse to go on with another gate than that which judged a part of the pass already."""
+        path, ours = self.directory / _GATE, {**acceptance(self.cfg.gate), "screen": asdict(self.cfg.screen)}
+        judged_by = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else ours
+        if begun and judged_by != ours:
+            other = ", ".join(f"{name}={value}" for name, value in judged_by.items() if ours[name] != value)
+            raise ArtifactError(
+                f"'{self.directory}' holds pictures that went through another gate, and are not in the collection yet: "
+                f"{other}. Go on with that, or delete the directory to crawl anew."
+            )
+        atomic_write(path, json.dumps(ours))
+
     def _crawl(self) -> None:
         """Let workers crawl until no part has anything left, handing over between rounds."""
         bounds = bounds_of(self.cfg.fetch)
-        paths = replace(self.cfg.paths, data=str(Path(self.cfg.paths.data).resolve()))
-        worker = partial(PartCrawler, replace(self.cfg, paths=paths))
+        worker = partial(PartCrawler, _anywhere(self.cfg))
         hand_over(self._databases, bounds)
         while jobs := self._jobs():
             tally: Counter[str] = Counter()
@@ -150,8 +168,9 @@ class PartedList(Source):
                 copies.append(self._database(number).with_name(DRY_DATABASE))
                 remove_database(copies[-1])
                 with self._outbox(number) as outbox:
-                    outbox.list_anew(part.fingerprint, part.num_rows == 0)
                     outbox.copy_to(copies[-1])
+                with closing(Outbox(copies[-1])) as copied:
+                    copied.list_anew(part.fingerprint, part.num_rows == 0)
                 self._rehearse(copies[-1], Share(number, len(self._parts)))
             with closing(united(copies)) as db:
                 log.info("%s", as_text(rehearsal(db)))
@@ -232,3 +251,11 @@ class PartedList(Source):
             with closing(united(self._databases)) as db:
                 page = write_report(self.directory, db, f"Crawl of {self.cfg.source.name}, pass {latest}")
             log.info("by host, reason, tag and licence: %s, and the same as text beside it", page)
+
+
+def _anywhere(cfg: CrawlConfig) -> CrawlConfig:
+    """Return a config whose paths mean the same in every working directory."""
+    screen = cfg.screen
+    blocklist, adult_model = (path and str(Path(path).resolve()) for path in (screen.blocklist, screen.adult_model))
+    paths = replace(cfg.paths, data=str(Path(cfg.paths.data).resolve()))
+    return replace(cfg, paths=paths, screen=replace(screen, blocklist=blocklist, adult_model=adult_model))

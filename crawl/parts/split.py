@@ -17,10 +17,10 @@ from crawl.fetch.found import About, Answer, Entry, Finder, Found, Picture
 from crawl.fetch.shares import part_of
 from crawl.fetch.urls import BadUrl, canonical, host_of
 from crawl.source_config import PartSource
+from crawl.sources.network import PLAN
 from crawl.sources.url_list import UrlList
 
 ROWS_OF_A_PART = 5_000  # where nothing else is asked for; a worker is busy with one for a minute or more
-_PLAN = "parts.json"
 _ROWS = "rows.jsonl"
 
 
@@ -61,12 +61,12 @@ def split(listed: UrlList, directory: Path, num_parts: int) -> list[Part]:
         return [Part(**part) for part in plan["parts"]]
     count = len(plan["parts"]) if plan else num_parts or min(MAX_PARTS, -(-_length(listed) // ROWS_OF_A_PART) or 1)
     parts = _written(listed.entries(0), directory, count)
-    atomic_write(directory / _PLAN, json.dumps({"list": fingerprint, "parts": [asdict(part) for part in parts]}))
+    atomic_write(directory / PLAN, json.dumps({"list": fingerprint, "parts": [asdict(part) for part in parts]}))
     return parts
 
 
 def _plan(directory: Path) -> dict[str, Any]:
-    path = directory / _PLAN
+    path = directory / PLAN
     plan: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return plan
 

@@ -51,6 +51,7 @@ class SourceItem:
 class Ledger:
     """What a source is told on the way into the collection; one that keeps no state listens to nothing but `begin`."""
 
+    brings_verdicts = False  # its items were judged by gate and screen before
     keeps_state = False  # it knows itself what it asked for, and what is to be asked again
 
     def begin(self, retry: str, refresh: bool) -> None:

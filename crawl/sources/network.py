@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ log = logging.getLogger(__name__)
 
 DATABASE = "state.sqlite"
 DRY_DATABASE = "dry.sqlite"
+PLAN = "parts.json"  # of a crawl in parts
 _POLL_S = 0.05
 _TELL_S = 1.0
 
@@ -149,6 +151,11 @@ class Network(Source):
         self._list = open_finder(cfg.source, cfg.fetch.agent).fingerprint()
         self.cfg = cfg
         self.directory = crawl_directory(cfg)
+        if (self.directory / PLAN).exists():
+            raise ArtifactError(
+                f"'{self.directory}' holds this crawl in parts; go on with executor=ray, "
+                "or delete the directory to crawl anew"
+            )
         self.directory.mkdir(parents=True, exist_ok=True)
         self.outbox = Outbox(self.directory / DATABASE)
         self._process: FetchProcess | None = None
@@ -202,6 +209,8 @@ class Network(Source):
         database = self.directory / DRY_DATABASE
         remove_database(database)
         self.outbox.copy_to(database)
+        with closing(Outbox(database)) as copied:
+            copied.list_anew(self._list)
         self._process = FetchProcess(self._order(DRY_DATABASE, dry=True))
         while self._process.is_running:
             time.sleep(_POLL_S)
