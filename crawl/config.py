@@ -63,6 +63,7 @@ class FetchOptions:
     attempts: int = 3  # at what may pass: timeouts, lost connections, 5xx, 429
     wait_s: float = 30.0  # before the second attempt, twice as long before the third
     max_wait_s: float = 3600.0  # longest wait that a server may ask for with Retry-After
+    max_pictures: int = 0  # that a crawl fetches, all its passes together; then the rest stays to do; 0 = no bound
     max_depth: int = 20  # links from a start page
     max_per_host: int = 1_000_000  # pages of a host
     max_per_pattern: int = 10_000  # pages whose addresses differ in numbers alone: /calendar?month=#
@@ -78,7 +79,16 @@ class FetchOptions:
         for name in (*above, "max_per_host", "max_per_pattern", "max_barren", "spool_mb"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"fetch.{name} must be above 0, got {getattr(self, name)}")
-        for name in ("gap_s", "max_gap_s", "throttle", "wait_s", "max_wait_s", "max_redirects", "max_depth"):
+        for name in (
+            "gap_s",
+            "max_gap_s",
+            "throttle",
+            "wait_s",
+            "max_wait_s",
+            "max_redirects",
+            "max_depth",
+            "max_pictures",
+        ):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"fetch.{name} must be 0 or more, got {getattr(self, name)}")
         if not re.fullmatch(r"[A-Za-z][A-Za-z_-]*", self.agent):

@@ -211,6 +211,11 @@ def test_a_crawl_goes_on_as_it_began(web, tmp_path, quick):
         collect(CrawlConfig(paths=Paths(data=str(tmp_path)), source=FolderSource(), executor=ExecutorConfig("ray")))
 
 
+def test_a_bound_on_pictures_is_for_one_loop(web, tmp_path):
+    with pytest.raises(ArtifactError, match=r"fetch\.max_pictures=9 is for executor=local"):
+        collect(parted(web, tmp_path, rows_of(web, 1), fetch=options(max_pictures=9)))
+
+
 def test_a_dry_run_tells_of_all_parts_and_asks_for_rules_alone(web, tmp_path, quick, caplog):
     with caplog.at_level("INFO"):
         collect(parted(web, tmp_path, rows_of(web, 12), dry_run=True))

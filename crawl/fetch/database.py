@@ -131,6 +131,11 @@ def set_meta(db: Database, key: str, value: int) -> None:
     db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
 
 
+def count_fetched(db: Database) -> int:
+    """Count the pictures that came, in all passes, whatever the gate made of them."""
+    return int(db.execute("SELECT COUNT(*) FROM urls WHERE image_id IS NOT NULL").fetchone()[0])
+
+
 def read_tally(db: Database) -> dict[str, int]:
     """Return how many pages, pictures, refusals and failures there were, and how much is to do."""
     return {name: get_meta(db, f"num {name}") for name in TALLY}

@@ -13,7 +13,7 @@ from itertools import count
 from typing import TYPE_CHECKING
 
 from crawl.fetch.faults import TRANSIENT, WAITING
-from crawl.fetch.found import API
+from crawl.fetch.found import API, PICTURE
 from crawl.fetch.manners import MAX_ROBOTS_HOPS, ROBOTS_AGE_S, TDM_PATH, Site, read_site
 from crawl.fetch.state import Job, State
 from crawl.fetch.urls import origin_of
@@ -81,6 +81,7 @@ class Frontier:
         self.hosts: dict[str, Host] = {}
         self.sites: dict[str, Site] = {}
         self.active = 0
+        self._coming: set[int] = set()  # ids of pictures in flight that did not come before
         self._ready: list[tuple[float, int, str]] = []
         self._order = count()
         self._more = True  # the database may have hosts with something to do that are not in memory
@@ -110,8 +111,15 @@ class Frontier:
         """Return when some host may be asked again, None where none waits."""
         return self._ready[0][0] if self._ready else None
 
+    @property
+    def is_full(self) -> bool:
+        """Say whether so many pictures came, or are on their way, as are wanted; then only those come again."""
+        return 0 < self.options.max_pictures <= self.state.num_fetched + len(self._coming)
+
     def is_empty(self) -> bool:
         """Say whether there is nothing to do and nothing in flight."""
+        if self.is_full and not self.active and not self.state.hosts("", 1, known=True):
+            return True
         return not (self.hosts or self.active or self._more or self.state.new_hosts)
 
     def _admit(self, now: float) -> None:
@@ -122,7 +130,7 @@ class Frontier:
             self._more = self._more or len(names) > room
             self.state.new_hosts.clear()
         elif self._more and room > MAX_HOSTS // 2:
-            names = self.state.hosts("", MAX_HOSTS)
+            names = self.state.hosts("", MAX_HOSTS, self.is_full)
             self._more = len(names) == MAX_HOSTS
         else:
             return
@@ -146,8 +154,10 @@ class Frontier:
         while True:
             if host.errand is not None:
                 return self._started_errand(host, now)
+            if self.is_full:
+                host.queue = deque(job for job in host.queue if job.is_known)
             if not host.queue:
-                host.queue.extend(self.state.jobs(host.name, now, JOBS_A_HOST))
+                host.queue.extend(self.state.jobs(host.name, now, JOBS_A_HOST, self.is_full))
             if not host.queue:
                 self._idle(host, now)
                 return None
@@ -162,12 +172,13 @@ class Frontier:
                 self.state.pass_over(job, self.gap(host), host.delay_s)
                 continue
             self.state.take(job)
+            self._coming.update([job.id] if job.kind == PICTURE and not job.is_known else [])
             self._start(host, now)
             return job
 
     def _idle(self, host: Host, now: float) -> None:
         """Let a host go that has nothing to do now, or let it wait until its next attempt."""
-        later = self.state.next_at(host.name)
+        later = self.state.next_at(host.name, self.is_full)
         if later is not None and later > now:
             host.ready_at = max(host.ready_at, later)
             self._wait(host)
@@ -283,7 +294,7 @@ class Frontier:
 
     # Learning from answers
 
-    def finished(self, name: str, now: float, latency_s: float | None, wait_s: float = 0.0) -> None:
+    def finished(self, name: str, now: float, latency_s: float | None, wait_s: float = 0.0, job_id: int = 0) -> None:
         """Note that a request of a host has ended.
 
         Args:
@@ -291,8 +302,12 @@ class Frontier:
             now: time.
             latency_s: from the request to the end of the answer, None where there was none.
             wait_s: what the server asks us to wait.
+            job_id: of its job, where that lies in a table.
         """
         host = self.hosts[name]
+        if job_id in self._coming:
+            self._coming.remove(job_id)
+            self._more = self._more or not self.is_full  # hosts may have been let go meanwhile
         host.active -= 1
         self.active -= 1
         if latency_s is not None:

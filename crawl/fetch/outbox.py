@@ -14,6 +14,7 @@ from crawl.fetch.database import (
     HANDING_OVER,
     REFUSED,
     TODO,
+    count_fetched,
     get_meta,
     opened,
     read_tally,
@@ -49,6 +50,14 @@ class Parcel:
     def is_picture(self) -> bool:
         """Say whether the bytes of a picture came, rather than more of what is said of it, or a reason."""
         return not (self.image_id or self.reason)
+
+
+@dataclass(frozen=True)
+class Rest:
+    """What a bound on pictures left to do."""
+
+    num_to_do: int
+    position: int | None  # entries of the list that were read, None: all
 
 
 class Outbox:
@@ -148,6 +157,18 @@ class Outbox:
                 (TODO, FAILED, REFUSED),
             )
             self.db.execute("DELETE FROM origins WHERE status NOT BETWEEN 200 AND 499")
+
+    def rest(self) -> Rest:
+        """Return what is left to do."""
+        to_do = self.db.execute("SELECT COUNT(*) FROM urls WHERE state = ?", (TODO,)).fetchone()[0]
+        return Rest(int(to_do), None if self.is_listed else get_meta(self.db, "position"))
+
+    def go_on(self, max_pictures: int) -> None:
+        """Begin another pass over what a bound on pictures left to do, where this one leaves room."""
+        is_full = 0 < max_pictures <= count_fetched(self.db)
+        if not is_full and self.is_sealed and self.rest() != Rest(0, None):
+            with transaction(self.db):
+                self._next_pass()
 
     def broken(self, kinds: Iterable[int]) -> list[tuple[str, str, int]]:
         """Return reason, a detail and number of what was refused or failed: what it would have listed is missing.

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.artifacts import atomic_write
-from crawl.fetch.database import DONE, FAILED, REFUSED, STATES, WOULD_ASK, Database
+from crawl.fetch.database import DONE, FAILED, REFUSED, STATES, TODO, WOULD_ASK, Database, get_meta
 from crawl.fetch.faults import TRANSIENT
 from crawl.fetch.found import KINDS, PICTURE
 
@@ -43,13 +43,17 @@ def _outcomes(db: Database) -> Table:
     counted = [
         (KINDS[kind], STATES[state], reason, count, _way_out(state, reason)) for kind, state, reason, count in rows
     ]
+    position = get_meta(db, "position")
+    if position and not get_meta(db, "listed"):  # a bound on pictures was reached before
+        line = f"from line {position + 1}"
+        counted.append(("list", STATES[TODO], "", line, _way_out(TODO, "")))
     return Table("By outcome", ("kind", "outcome", "reason", "addresses", "what can be done"), counted)
 
 
 def _way_out(state: int, reason: str) -> str:
     if state == FAILED:
         return f"retry={reason}" if reason in TRANSIENT else "asked once: it stays so"
-    return ""
+    return "fetch.max_pictures=0" if state == TODO else ""
 
 
 def _hosts(db: Database) -> Table:

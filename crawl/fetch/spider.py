@@ -91,7 +91,7 @@ class Fetcher(Spider):
             job = self._next()
             if job is not None:
                 yield self._request(job)
-            elif self._listed and self.frontier.is_empty():
+            elif (self._listed or self.frontier.is_full) and self.frontier.is_empty():
                 break
             else:
                 await self._sleep()
@@ -112,16 +112,29 @@ class Fetcher(Spider):
         from twisted.internet import reactor as installed
 
         reactor: Any = installed
-        at = self.frontier.ready_at()
-        seconds = POLL_S if at is None or self._full else min(POLL_S, max(0.0, at - time.time()))
         self._sleeping = Deferred()
-        timer = reactor.callLater(seconds, self.wake)
+        timer = reactor.callLater(self._pause_s(time.time()), self.wake)
         await maybe_deferred_to_future(self._sleeping)
         if timer.active():
             timer.cancel()
 
+    def _pause_s(self, now: float) -> float:
+        """Return how long there is nothing to hand out, unless an answer comes."""
+        if self._may_list:
+            return 0.0  # a list may hold much that is not asked for
+        at = self.frontier.ready_at()
+        if at is None or self._full or self._is_busy:
+            return POLL_S
+        return min(POLL_S, max(0.0, at - now))
+
+    @property
+    def _may_list(self) -> bool:
+        """Say whether more of the list is wanted."""
+        is_ahead = self.crawl.tally["to do"] >= LIST_AHEAD
+        return not (self._listed or is_ahead or self._full or self.frontier.is_full)
+
     def _list_more(self) -> None:
-        if self._entries is None or self.crawl.tally["to do"] >= LIST_AHEAD:
+        if self._entries is None or not self._may_list:
             return
         piece: list[Entry] = list(islice(self._entries, LIST_PIECE))
         self._listed = len(piece) < LIST_PIECE
@@ -131,9 +144,13 @@ class Fetcher(Spider):
             self._entries = None
 
     def _next(self) -> Job | None:
-        if self.frontier.active >= self.options.concurrent or self._is_full():
+        if self._is_busy or self._is_full():
             return None
         return self.frontier.next(time.time())
+
+    @property
+    def _is_busy(self) -> bool:
+        return self.frontier.active >= self.options.concurrent
 
     def _is_full(self) -> bool:
         """Say whether more pictures wait for the gate than may."""
@@ -189,7 +206,7 @@ class Fetcher(Spider):
     def _finished(self, job: Job, request: Request, wait_s: float, answered: bool = True) -> None:
         now = time.time()
         latency = now - request.meta["started"] if answered else None
-        self.frontier.finished(job.host, now, latency, wait_s)
+        self.frontier.finished(job.host, now, latency, wait_s, job.id)
         self.wake()
 
     def _not_usable(self, job: Job, fault: Fault, response: Response | None) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from crawl.fetch.database import (
     DONE,
@@ -20,14 +21,18 @@ from crawl.fetch.database import (
     TODO,
     UNCHANGED,
     WOULD_ASK,
+    count_fetched,
     get_meta,
     set_meta,
     transaction,
 )
 from crawl.fetch.faults import Refusal
 from crawl.fetch.found import API, PAGE, PICTURE, About, Entry
-from crawl.fetch.register import Register
+from crawl.fetch.register import Bounds, Register
+from crawl.fetch.shares import WHOLE, Share
 from crawl.fetch.urls import host_of, pattern_of
+
+_TO_DO = {False: "state = 0", True: "state = 0 AND image_id IS NOT NULL"}
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,7 @@ class Job:
     attempts: int = 0  # before this one
     etag: str | None = None
     modified: str | None = None
+    is_known: bool = False  # a picture that came before
     errand_of: str = ""  # host whose rules this asks for; such a job lies in no table
 
     @property
@@ -62,6 +68,10 @@ class Answered:
 class State(Register):
     """The queue, and the outcomes: what the fetching process does with the database."""
 
+    def __init__(self, path: Path, bounds: Bounds, share: Share = WHOLE) -> None:
+        super().__init__(path, bounds, share)
+        self.num_fetched = count_fetched(self.db)
+
     def recover(self) -> None:
         """Put back what was in flight when the last process ended."""
         self.db.execute("UPDATE urls SET state = ? WHERE state = ?", (TODO, FLIGHT))
@@ -78,12 +88,19 @@ class State(Register):
         query = "SELECT COALESCE(SUM(LENGTH(body)), 0) FROM outbox WHERE seq > ?"
         return int(self.db.execute(query, (get_meta(self.db, "taken"),)).fetchone()[0])
 
-    def hosts(self, after: str, limit: int) -> list[str]:
-        """Return hosts with something to do, in order of name, skipping through the index from one to the next."""
+    def hosts(self, after: str, limit: int, known: bool = False) -> list[str]:
+        """Return hosts with something to do, in order of name, skipping through the index from one to the next.
+
+        Args:
+            after: this name.
+            limit: at most so many.
+            known: only those with pictures to do that came before.
+        """
         found: list[str] = []
         while len(found) < limit:
             row = self.db.execute(
-                "SELECT host FROM urls WHERE state = 0 AND host > ? ORDER BY host LIMIT 1", (after,)
+                f"SELECT host FROM urls WHERE {_TO_DO[known]} AND host > ? ORDER BY host LIMIT 1",  # noqa: S608
+                (after,),
             ).fetchone()
             if row is None:
                 break
@@ -91,18 +108,21 @@ class State(Register):
             found.append(after)
         return found
 
-    def jobs(self, host: str, now: float, limit: int) -> list[Job]:
-        """Return what may be asked of a host now, nearest to the start first."""
-        rows = self.db.execute(
-            "SELECT id, url, kind, depth, hops, attempts, etag, modified FROM urls "
-            "WHERE state = 0 AND host = ? AND not_before <= ? ORDER BY depth, id LIMIT ?",
-            (host, now, limit),
-        )
-        return [Job(*row) for row in rows]
+    def jobs(self, host: str, now: float, limit: int, known: bool = False) -> list[Job]:
+        """Return what may be asked of a host now, nearest to the start first; `known`: only pictures that came before.
 
-    def next_at(self, host: str) -> float | None:
+        Those are known by their image_id, which nothing but a picture has.
+        """
+        query = (
+            "SELECT id, url, kind, depth, hops, attempts, etag, modified, image_id IS NOT NULL FROM urls "  # noqa: S608
+            f"WHERE {_TO_DO[known]} AND host = ? AND not_before <= ? ORDER BY depth, id LIMIT ?"
+        )
+        return [Job(*row) for row in self.db.execute(query, (host, now, limit))]
+
+    def next_at(self, host: str, known: bool = False) -> float | None:
         """Return when the next address of a host may be asked for, None where there is none."""
-        row = self.db.execute("SELECT MIN(not_before) FROM urls WHERE state = 0 AND host = ?", (host,)).fetchone()
+        query = f"SELECT MIN(not_before) FROM urls WHERE {_TO_DO[known]} AND host = ?"  # noqa: S608
+        row = self.db.execute(query, (host,)).fetchone()
         return None if row[0] is None else float(row[0])
 
     def take(self, job: Job) -> None:
@@ -148,6 +168,7 @@ class State(Register):
             row = self.db.execute("SELECT image_id FROM urls WHERE id = ?", (job.id,)).fetchone()
             self._done(job, answered, UNCHANGED if row[0] == image_id else "")
             self._ended("pictures")
+            self.num_fetched += row[0] is None
             if row[0] != image_id:
                 self.db.execute(
                     "UPDATE urls SET image_id = ?, num_bytes = ? WHERE id = ?", (image_id, len(body), job.id)

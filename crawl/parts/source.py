@@ -61,6 +61,11 @@ class PartedList(Source):
     def __init__(self, cfg: CrawlConfig) -> None:
         require_contact(cfg.fetch)
         assert isinstance(cfg.source, UrlsSource)
+        if cfg.fetch.max_pictures:
+            raise ArtifactError(
+                f"fetch.max_pictures={cfg.fetch.max_pictures} is for executor=local: the parts of a list do not know "
+                "how many pictures the others have. Leave it out, or give a shorter list"
+            )
         self.cfg = cfg
         self.directory = crawl_directory(cfg).resolve()
         if (self.directory / DATABASE).exists():

@@ -17,7 +17,7 @@ from crawl.config import CrawlConfig, FetchOptions
 from crawl.fetch.database import opened
 from crawl.fetch.faults import TRANSIENT
 from crawl.fetch.found import API, PAGE, SITEMAP, Finder
-from crawl.fetch.outbox import Outbox, Parcel
+from crawl.fetch.outbox import Outbox, Parcel, Rest
 from crawl.fetch.process import FetchProcess, Order
 from crawl.fetch.report import as_text, rehearsal, write_report
 from crawl.ingest import TRANSIENT as TRANSIENT_AT_THE_GATE
@@ -163,12 +163,15 @@ class Network(Source):
         self._told_at = 0.0
 
     def begin(self, retry: str, refresh: bool) -> None:
-        """Begin another pass where one is asked for, or the list has changed, and the last one is in the collection."""
+        """Begin another pass where the last one is in the collection, and there is a reason.
+
+        One is asked for, the list has changed, or a bound on pictures leaves room now.
+        """
         self.outbox.list_anew(self._list)
         self.outbox.begin_again()
-        if not (retry or refresh) or not self.outbox.is_sealed:
-            return
-        self.outbox.begin_pass(retried_kinds(retry), refresh)
+        if (retry or refresh) and self.outbox.is_sealed:
+            self.outbox.begin_pass(retried_kinds(retry), refresh)
+        self.outbox.go_on(self.cfg.fetch.max_pictures)
 
     def fingerprint(self) -> str:
         """Digest of the source and of the pass over it."""
@@ -257,6 +260,13 @@ class Network(Source):
             title = f"Crawl of {self.cfg.source.name}, pass {self.outbox.number}"
             page = write_report(self.directory, self.outbox.db, title)
             log.info("by host, reason, tag and licence: %s, and the same as text beside it", page)
+        rest = self.outbox.rest()
+        if rest != Rest(0, None):
+            listed = "" if rest.position is None else f", and the list from line {rest.position + 1} on"
+            log.info(
+                "fetch.max_pictures=%d is reached: %d addresses stay to do%s. A larger bound, or 0 for none, goes on",
+                *(self.cfg.fetch.max_pictures, rest.num_to_do, listed),
+            )
 
     def end(self) -> None:
         """End the fetching process, and close the database."""
