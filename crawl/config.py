@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 
 from omegaconf import MISSING
 
@@ -71,7 +72,7 @@ class FetchOptions:
     robots: bool = True  # keep to robots.txt; off only where the site is yours
     opt_outs: bool = True  # keep to X-Robots-Tag, meta robots and TDM reservations; off only where the site is yours
     allow_hosts: list[str] = field(default_factory=list)  # of your own network, `name` or `name:port`
-    resolve: dict[str, str] = field(default_factory=dict)  # name -> addresses with commas, before DNS is asked
+    resolve: list[str] = field(default_factory=list)  # `name:address`, before DNS is asked; `name:` has none
     spool_mb: int = 512  # fetched pictures that wait for the gate; then fetching pauses
 
     def __post_init__(self) -> None:
@@ -96,10 +97,32 @@ class FetchOptions:
         if not self.contact.isprintable() or set(self.contact) & set("()\\"):
             raise ValueError(f"fetch.contact must be one printable line without brackets, got {self.contact!r}")
 
+        for entry in self.resolve:
+            name, colon, address = entry.partition(":")
+            if not name or not colon or (address and not _is_address(address)):
+                raise ValueError(f"fetch.resolve must be of name:address such as gallery.lan:10.0.0.5, got '{entry}'")
+
+    @property
+    def names(self) -> dict[str, list[str]]:
+        """Addresses of the names that are not asked of DNS."""
+        table: dict[str, list[str]] = {}
+        for entry in self.resolve:
+            name, _, address = entry.partition(":")
+            table.setdefault(name.lower(), []).extend([address] if address else [])
+        return table
+
     @property
     def user_agent(self) -> str:
         """The line that servers see."""
         return f"{self.agent}/1.0 (+{self.contact})"
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 @dataclass
@@ -164,7 +187,7 @@ class CrawlConfig:
     # the network also kinds of failures, such as `timeout,dns`
     refresh: bool = False  # ask a source of the network again for what it gave, and take what changed
     executor: ExecutorConfig = field(default_factory=ExecutorConfig)  # ray: for source=urls
-    parts: int = 0  # that a list is crawled in with executor=ray, 1 to 256; 0 = one for each 5,000 rows
+    parts: int = 0  # that a list is crawled in with executor=ray, 1 to 256; 0 = one for each 5,000 rows, 4 to 64
     dry_run: bool = False  # tell what would be asked of whom, and ask for nothing but robots.txt
     shard_size: int = 10_000  # images a shard, at most 10,000
     workers: int = 0  # gate processes, 0 = one a core

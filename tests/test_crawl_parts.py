@@ -56,9 +56,13 @@ def quick(monkeypatch):
 
 def options(**values):
     given = fetch_options()
-    names = {f"{name}.test": "127.0.0.1" for name in NAMES} | {"www.s1.test": "127.0.0.1"}
+    names = [f"{name}.test" for name in (*NAMES, "www.s1")]
     return fetch_options(
-        **{"resolve": {**given.resolve, **names}, "allow_hosts": [*given.allow_hosts, *names], **values}
+        **{
+            "resolve": [*given.resolve, *(f"{name}:127.0.0.1" for name in names)],
+            "allow_hosts": [*given.allow_hosts, *names],
+            **values,
+        }
     )
 
 

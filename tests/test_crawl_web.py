@@ -22,13 +22,9 @@ NAMES = {image_id_of(content): number for number, content in PICTURES.items()}
 
 def fetch_options(**values):
     """Short waits, and names that lead to this machine; foreign ones do so unasked."""
-    names = {f"{host}.test": "127.0.0.1" for host in HOSTS}
-    foreign = {
-        "evil.test": "127.0.0.1",
-        "mixed.test": "93.184.216.34,127.0.0.1",
-        "gone.test": "",
-        "public.test": "93.184.216.34",
-    }
+    names = [f"{host}.test" for host in HOSTS]
+    foreign = ["evil.test:127.0.0.1", "mixed.test:93.184.216.34", "mixed.test:127.0.0.1", "gone.test:"]
+    resolve = [*(f"{name}:127.0.0.1" for name in names), *foreign, "public.test:93.184.216.34"]
     quick = {"gap_s": 0.0, "throttle": 0.0, "wait_s": 0.1, "connect_s": 5.0, "read_s": 3.0, "total_s": 5.0}
     bounds = {
         "max_bytes": MAX_BYTES,
@@ -37,7 +33,7 @@ def fetch_options(**values):
         "max_barren": 8,
         "max_depth": 24,
     }
-    known = {"contact": "https://crawler.test/", "allow_hosts": list(names), "resolve": names | foreign}
+    known = {"contact": "https://crawler.test/", "allow_hosts": names, "resolve": resolve}
     return FetchOptions(**(quick | bounds | known | values))
 
 

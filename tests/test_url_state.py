@@ -53,3 +53,19 @@ def test_what_is_no_address_is_not_tried_again(state, tmp_path):
     assert outbox.begin_pass(["scheme", "malformed_url"]) == 0
     outbox.close()
     assert state.num_to_do() == 0
+
+
+def test_pictures_that_lie_in_shards_take_no_room_any_more(state, tmp_path):
+    state.add_entries([Picture(f"{GALLERY}/{number}.jpg") for number in range(40)], 0, True)
+    for number, job in enumerate(state.jobs("gallery.test", 1e18, 40)):
+        state.take(job)
+        state.finish_picture(job, f"{number:016x}", bytes(100_000), Answered(200))
+    state.close()
+    database = tmp_path / "state.sqlite"
+    assert database.stat().st_size > 4_000_000
+    outbox = Outbox(database)
+    outbox.drop(40)
+    outbox.seal()
+    outbox.close()
+    assert database.stat().st_size < 200_000
+    state.db = Outbox(database).db  # for the fixture, which closes it

@@ -43,11 +43,9 @@ class Limits:
 class SystemResolver:
     """Resolves names on the reactor's threads, after a table of names that are answered here."""
 
-    def __init__(self, reactor: Any, table: dict[str, str]) -> None:
+    def __init__(self, reactor: Any, table: dict[str, list[str]]) -> None:
         self._reactor = reactor
-        self._table = {
-            name.lower(): [each for each in addresses.split(",") if each] for name, addresses in table.items()
-        }
+        self._table = table
 
     def __call__(self, host: str) -> defer.Deferred[list[str]]:
         """Return all addresses of a host."""

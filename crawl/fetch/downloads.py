@@ -56,7 +56,7 @@ class GuardedDownloads(BaseDownloadHandler):
         self._pool.retryAutomatically = False  # when and how often is decided in one place
         self._pool.maxPersistentPerHost = options.per_host
         self._pool.cachedConnectionTimeout = _IDLE_S
-        endpoints = GuardedEndpoints(reactor, SystemResolver(reactor, dict(options.resolve)), limits)
+        endpoints = GuardedEndpoints(reactor, SystemResolver(reactor, options.names), limits)
         self._agent = Agent.usingEndpointFactory(reactor, endpoints, pool=self._pool)
 
     async def download_request(self, request: Request) -> Response:

@@ -266,6 +266,13 @@ class Outbox:
             set_meta(self.db, "dropped", self._last())
             set_meta(self.db, "taken", self._last())
             set_meta(self.db, "sealed", self.number)
+        self.give_back()
+
+    def give_back(self) -> None:
+        """Return to the disk the room of what was dropped, where that is most of the file."""
+        free, pages = (self.db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("freelist_count", "page_count"))
+        if 2 * free > pages:
+            self.db.execute("VACUUM")
 
     def _last(self) -> int:
         row = self.db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'outbox'").fetchone()

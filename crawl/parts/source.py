@@ -238,8 +238,9 @@ class PartedList(Source):
             begins = self._ends[number - 1] if number else 0
             with self._outbox(number) as outbox:
                 outbox.drop(min(taken, self._ends[number]) - begins)
-            if taken < self._ends[number]:
-                return
+                if taken < self._ends[number]:
+                    return
+                outbox.give_back()
             self._first_held += 1
 
     def sealed(self) -> None:

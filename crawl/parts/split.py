@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import IO, Any
 
 from configs.artifacts import ArtifactError, atomic_open, atomic_write
-from crawl.config import MAX_PARTS
 from crawl.fetch.found import About, Answer, Entry, Finder, Found, Picture
 from crawl.fetch.shares import part_of
 from crawl.fetch.urls import BadUrl, canonical, host_of
@@ -20,7 +19,10 @@ from crawl.source_config import PartSource
 from crawl.sources.network import PLAN
 from crawl.sources.url_list import UrlList
 
-ROWS_OF_A_PART = 5_000  # where nothing else is asked for; a worker is busy with one for a minute or more
+# Where nothing else is asked for: a part asks its own hosts alone, so that few parts keep more hosts busy at a time,
+# and many share them out more evenly among the workers.
+ROWS_OF_A_PART = 5_000
+FEWEST, MOST = 4, 64
 _ROWS = "rows.jsonl"
 
 
@@ -46,7 +48,7 @@ def split(listed: UrlList, directory: Path, num_parts: int) -> list[Part]:
     Args:
         listed: the list.
         directory: of the crawl.
-        num_parts: 0 = one for each 5,000 rows, at most 256.
+        num_parts: 0 = one for each 5,000 rows, 4 to 64 of them.
 
     Raises:
         ArtifactError: the crawl began with another number of parts.
@@ -59,7 +61,7 @@ def split(listed: UrlList, directory: Path, num_parts: int) -> list[Part]:
     fingerprint = listed.fingerprint()
     if plan and plan["list"] == fingerprint:
         return [Part(**part) for part in plan["parts"]]
-    count = len(plan["parts"]) if plan else num_parts or min(MAX_PARTS, -(-_length(listed) // ROWS_OF_A_PART) or 1)
+    count = len(plan["parts"]) if plan else num_parts or _usual_number(listed)
     parts = _written(listed.entries(0), directory, count)
     atomic_write(directory / PLAN, json.dumps({"list": fingerprint, "parts": [asdict(part) for part in parts]}))
     return parts
@@ -71,8 +73,9 @@ def _plan(directory: Path) -> dict[str, Any]:
     return plan
 
 
-def _length(listed: UrlList) -> int:
-    return sum(1 for _ in listed.entries(0))
+def _usual_number(listed: UrlList) -> int:
+    num_rows = sum(1 for _ in listed.entries(0))
+    return min(MOST, max(FEWEST, -(-num_rows // ROWS_OF_A_PART)))
 
 
 def _written(entries: Iterable[Entry], directory: Path, count: int) -> list[Part]:
