@@ -72,6 +72,14 @@ def parted(web, folder, rows, **values):
     )
 
 
+def through(web, *hosts):
+    """An address that leads from host to host before there is a picture."""
+    url = web.url("cdn", "/p/60.jpg")
+    for host in hosts:
+        url = web.url(host, f"/to/{quote(url, safe='')}")
+    return url
+
+
 def rows_of(web, count):
     """Pictures over all hosts, and everything that may become of a row."""
     rows = [
@@ -86,6 +94,7 @@ def rows_of(web, count):
         {"url": web.url("s4", f"/to/{quote(web.url('s5', '/to/' + quote(web.url('s6', '/p/51.jpg'))))}")},
         {"url": web.url("s8", f"/to/{quote(web.url('s9', '/p/9.jpg'))}"), "tags": ["and elsewhere"]},  # of the list
         {"url": web.url("gallery", "/round"), "tags": ["never"]},
+        {"url": through(web, "s1", "s2", "s3", "s4", "s5", "s6", "s7"), "tags": ["too far"]},
         {"url": web.url("s1", "/none.jpg"), "tags": ["missing"]},
         {"url": web.url("rules", "/noai.jpg")},
         {"url": "ftp://s1.test/1.jpg"},
@@ -143,7 +152,14 @@ def test_parts_bring_what_one_loop_brings(web, tmp_path, quick):
     asked = Counter((each.host, each.path) for each in web.asked[before:] if "/robots" not in each.path)
     assert asked == Counter((each.host, each.path) for each in web.asked[:before] if "/robots" not in each.path)
     assert set(asked.values()) == {1}
-    assert one[2] == {"bad_row": 1, "noai": 1, "redirect_loop": 1, "scheme": 1, "status_404": 1}
+    assert one[2] == {
+        "bad_row": 1,
+        "noai": 1,
+        "redirect_loop": 1,
+        "scheme": 1,
+        "status_404": 1,
+        "too_many_redirects": 1,
+    }
     report = (crawl_directory(config) / "report.txt").read_text()
     assert "redirect_loop" in report
     assert "handed over" not in report

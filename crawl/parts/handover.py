@@ -11,7 +11,8 @@ from crawl.fetch.register import Bounds, Register
 from crawl.fetch.shares import Share, part_of
 from crawl.fetch.urls import host_of
 
-_MAX_OPEN = 64  # databases at a time, of three files each
+_NEXT = "SELECT next.url FROM urls JOIN urls AS next ON next.id = urls.target WHERE urls.url = ?"
+_MAX_OPEN = 16  # databases at a time, of three files each
 
 
 class Registers:
@@ -23,7 +24,7 @@ class Registers:
         self._open: OrderedDict[int, Register] = OrderedDict()
 
     def __getitem__(self, number: int) -> Register:
-        """Return the register of a part, good until another 63 were asked for."""
+        """Return the register of a part, good until another 15 were asked for."""
         if number not in self._open:
             self._open[number] = Register(self.databases[number], self._bounds, Share(number, len(self.databases)))
             if len(self._open) > _MAX_OPEN:
@@ -31,9 +32,13 @@ class Registers:
         self._open.move_to_end(number)
         return self._open[number]
 
+    def number_of(self, url: str) -> int:
+        """Return the number of the part that may ask for an address."""
+        return part_of(host_of(url), len(self.databases))
+
     def owner(self, url: str) -> Register:
-        """Return the register of the part that may ask for an address."""
-        return self[part_of(host_of(url), len(self.databases))]
+        """Return its register."""
+        return self[self.number_of(url)]
 
     def close(self) -> None:
         """Close them all."""
@@ -61,7 +66,7 @@ def hand_over(databases: list[Path], bounds: Bounds) -> int:
 
 def _hand_over(registers: Registers, number: int) -> int:
     waiting = registers[number].db.execute("SELECT id, url, hops FROM urls WHERE reason = ?", (HANDING_OVER,))
-    rows = waiting.fetchall()
+    rows = sorted(waiting, key=lambda row: registers.number_of(row[1]))  # each owner's together, so that it stays open
     for url_id, url, hops in rows:
         passed = _passed(registers, url)
         sender = registers[number]
@@ -82,13 +87,7 @@ def _passed(registers: Registers, url: str) -> set[str]:
     passed: set[str] = set()
     while url not in passed:
         passed.add(url)
-        row = (
-            registers.owner(url)
-            .db.execute(
-                "SELECT next.url FROM urls JOIN urls AS next ON next.id = urls.target WHERE urls.url = ?", (url,)
-            )
-            .fetchone()
-        )
+        row = registers.owner(url).db.execute(_NEXT, (url,)).fetchone()
         if row is None:
             break
         url = row[0]
