@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import tokenize
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -152,8 +152,11 @@ def describe_file(path: Path) -> dict[str, Any]:
 
 def library_versions() -> dict[str, str]:
     """Versions of the libraries that shape artifacts."""
-    installed = {d.name.lower(): d.version for d in importlib.metadata.distributions() if d.name}
-    return {name: installed[name] for name in LIBRARIES if name in installed}
+    found = {}
+    for name in LIBRARIES:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def commit_id() -> str:

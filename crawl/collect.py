@@ -109,7 +109,7 @@ def gated(crawl: Crawl, source: Iterator[SourceItem], gate: IsolatedGate) -> Ite
     def turns() -> Iterator[bytes]:
         for item in source:
             image_id = item.image_id or ("" if item.problem else image_id_of(item.data))
-            brings_bytes = not item.problem and (item.verdict is not None or not item.image_id)
+            brings_bytes = not item.problem and bool(item.data or item.verdict or not item.image_id)
             fresh = brings_bytes and not _is_taken_down(crawl, item, image_id) and crawl.known.claim(image_id)
             waiting.append(_Waiting(replace(item, data=b""), image_id, fresh))
             yield item.data if fresh else b""

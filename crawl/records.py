@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import pyarrow as pa
@@ -75,7 +75,7 @@ def split_of(group: str) -> int:
 
 def as_row(record: Record) -> dict[str, Any]:
     """Return the values of a record as its Parquet row holds them."""
-    return {**asdict(record), "extra": json.dumps(record.extra, ensure_ascii=False, sort_keys=True)}
+    return {**vars(record), "extra": json.dumps(record.extra, ensure_ascii=False, sort_keys=True)}
 
 
 def from_row(row: dict[str, Any]) -> Record:

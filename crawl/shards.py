@@ -13,7 +13,6 @@ import os
 import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +41,7 @@ TAR_NAME_BYTES = 100  # the first field of a member's header
 DAMAGED_OR_OTHER = (
     "`make verify` lists damage; where it finds none the index is of another collection: run `make features`"
 )
+_BUFFER = 2**20  # bytes that are written at a time
 LOCATION = np.dtype([("shard", "<i4"), ("offset", "<i8"), ("size", "<i4")])
 
 
@@ -63,15 +63,16 @@ class ShardWriter:
         self.refusals: list[dict[str, str]] = []
         self.num_images = 0
         self._partial = directory / f"{PARTIAL}{os.getpid()}-{self.name}.tar"
-        self._stream = self._partial.open("wb")  # closed by commit or discard
+        self._stream = self._partial.open("wb", buffering=_BUFFER)  # closed by commit or discard
         self._tar = tarfile.TarFile(fileobj=self._stream, mode="w", format=tarfile.USTAR_FORMAT)
 
     def add_image(self, record: Record, jpeg: bytes) -> None:
         """Append an image and its record."""
         offset = self._add_member(f"{record.image_id}.jpg", jpeg)
-        timeless = as_row(replace(record, fetched_at="")) | {"extra": record.extra}
+        row = as_row(record)
+        timeless = row | {"extra": record.extra, "fetched_at": ""}
         self._add_member(f"{record.image_id}.json", json.dumps(timeless, ensure_ascii=False, sort_keys=True).encode())
-        self.rows.append({**as_row(record), "offset": offset, "size": len(jpeg)})
+        self.rows.append({**row, "offset": offset, "size": len(jpeg)})
         self.num_images += 1
 
     @property

@@ -20,6 +20,7 @@ from configs.compose import Paths
 from crawl.collect import collect
 from crawl.config import CrawlConfig
 from crawl.fetch.process import FetchProcess
+from crawl.records import image_id_of
 from crawl.shards import Collection, ShardWriter
 from crawl.source_config import UrlsSource, WebSource
 from crawl.tombstones import Tombstone, Tombstones, address_digest
@@ -65,6 +66,13 @@ def test_a_list_of_addresses_becomes_a_collection(web, tmp_path):
     assert second["source_url"] == rows[1]["url"]
     assert second["original_bytes"] == len(PICTURES[1])
     assert read_manifest(directory).facts["refused"] == {"bad_row": 2, "scheme": 1}
+
+
+def test_bytes_are_hashed_where_they_come_in_and_nowhere_else(web, tmp_path, monkeypatch):
+    monkeypatch.setattr(crawl.collect, "image_id_of", None)
+    directory = collect(list_config(web, tmp_path, rows_of(web, 2)))
+    ids = Collection(directory).table(["image_id"])["image_id"].to_pylist()
+    assert ids == [image_id_of(PICTURES[number]) for number in range(2)]
 
 
 def test_one_picture_under_two_addresses_and_two_lines_is_one_image(web, tmp_path):

@@ -6,6 +6,7 @@ process hands out nothing more and ends within seconds; what is then in flight i
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -61,6 +62,7 @@ def main() -> None:
     process.crawl(crawler, state=state, options=options, finder=open_finder(order.source, options.agent), order=order)
     threading.Thread(target=_await_end, args=(crawler,), daemon=True).start()
     crawler.signals.connect(_give_up, signals.spider_error)
+    gc.freeze()  # what was imported stays, and need not be looked through for every hundred answers
     process.start(install_signal_handlers=False)
     state.close()
     if not getattr(crawler.spider, "came_to_an_end", False):

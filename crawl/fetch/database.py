@@ -16,6 +16,7 @@ MOVED, UNCHANGED, HANDING_OVER, HANDED_OVER, WOULD_ASK = (
 )
 SCHEMA_VERSION = 1
 _BUSY_S = 60.0
+_LOG_PAGES = 4000  # 16 MiB before they are copied to their place, by when most of a picture's are free again
 TALLY = ("pages", "pictures", "refused", "failed", "to do")
 
 Database = sqlite3.Connection
@@ -79,6 +80,8 @@ def opened(path: Path | None) -> Database:
     db = sqlite3.connect(path or "", timeout=_BUSY_S, isolation_level=None)
     db.execute("PRAGMA journal_mode = WAL")
     db.execute("PRAGMA synchronous = NORMAL")
+    db.execute("PRAGMA secure_delete = OFF")  # no zeros over what lies in shards; a takedown leaves none behind itself
+    db.execute(f"PRAGMA wal_autocheckpoint = {_LOG_PAGES}")
     db.executescript(_SCHEMA)
     db.execute("INSERT OR IGNORE INTO meta VALUES ('version', ?)", (SCHEMA_VERSION,))
     return db

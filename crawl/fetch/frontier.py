@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import TYPE_CHECKING
 
+from crawl.fetch.database import transaction
 from crawl.fetch.faults import TRANSIENT, WAITING
 from crawl.fetch.found import API, PICTURE
 from crawl.fetch.manners import MAX_ROBOTS_HOPS, ROBOTS_AGE_S, TDM_PATH, Site, read_site
@@ -171,9 +172,10 @@ class Frontier:
             if self.dry:
                 self.state.pass_over(job, self.gap(host), host.delay_s)
                 continue
-            self.state.take(job)
+            with transaction(self.state.db):
+                self.state.take(job)
+                self._start(host, now)
             self._coming.update([job.id] if job.kind == PICTURE and not job.is_known else [])
-            self._start(host, now)
             return job
 
     def _idle(self, host: Host, now: float) -> None:

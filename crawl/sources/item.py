@@ -43,7 +43,7 @@ class SourceItem:
     labels: tuple[str, ...] = ()
     provenance: Mapping[str, str] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
-    image_id: str = ""  # of an earlier item's bytes, where this one only says more of the same picture
+    image_id: str = ""  # where the source knows it; without bytes or a verdict it is that of an earlier item's
     verdict: Accepted | Refused | None = None  # of the gate on the bytes of `image_id`, where it was asked elsewhere
     ticket: int = 0  # for the source, which may want to know what became of the item
 

@@ -104,7 +104,7 @@ def item_of(parcel: Parcel, outbox: Outbox) -> SourceItem:
     if reason:
         problem = Unreadable(reason, detail)
     verdict = unpack_verdict(parcel.verdict) if parcel.verdict else None
-    image_id = parcel.fetched_id if verdict else parcel.image_id
+    image_id = parcel.fetched_id if verdict or parcel.body else parcel.image_id
     return SourceItem(
         key=parcel.url,
         data=parcel.body,
