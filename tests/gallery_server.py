@@ -159,7 +159,9 @@ async def answer(web: Gallery, request: Asked, writer: asyncio.StreamWriter) -> 
         writer.write(moved(unquote(path.removeprefix("/to/"))))
     elif path == "/round":  # from one host to the other and back
         writer.write(moved(web.url("cdn" if host == "gallery" else "gallery", "/round")))
-    elif path.startswith(("/p/", "/s/")):
+    elif path.startswith("/moved-view/"):
+        writer.write(moved(path.replace("moved-", "")))
+    elif path.startswith(("/p/", "/s/", "/view/")):
         etag = f'"{path}{ETAG}"'
         unchanged = request.headers.get("if-none-match") == etag
         writer.write(reply(b"", status="304 Not Modified") if unchanged else jpeg(number_of(path), ETag=etag))
@@ -388,6 +390,7 @@ ANSWERS["stuck"] = stalls
 def build(web: Gallery) -> None:
     """Write down the pages of gallery.test, what they show, and what must become of every fault."""
     embeddings(web)
+    met_as_pages(web)
     structured_data(web)
     charsets(web)
     odd_tags(web)
@@ -460,6 +463,20 @@ def embeddings(web: Gallery) -> None:
         page(web, f"/coded/{coding}", f"<img src=/p/{number}.jpg>" + tag_links(coding), {number: {coding}})
     several = "".join(f"<img src=/p/{number}.jpg alt='number {number}'>" for number in range(36, 41))
     page(web, "/several", several + tag_links("several"), {number: {"several"} for number in range(36, 41)})
+
+
+def met_as_pages(web: Gallery) -> None:
+    """Pictures without a suffix, linked as pages are before they are embedded."""
+    links = [f"/view/{number}" for number in (72, 73, 75)] + ["/moved-view/74", "/only-late"]
+    page(web, "/views", "".join(f"<a href={path}>one</a>" for path in links), {})
+    page(
+        web,
+        "/viewed",
+        "<img src=/view/73><img src=/moved-view/74>" + tag_links("early"),
+        {73: {"early"}, 74: {"early"}},
+    )
+    page(web, "/only-late", "<a href=/only-later>on</a>", {})
+    page(web, "/only-later", "<img src=/view/72>" + tag_links("late"), {72: {"late"}})
 
 
 def structured_data(web: Gallery) -> None:

@@ -162,6 +162,13 @@ def test_no_picture_is_asked_for_twice(crawled):
     assert set(counts.values()) == {1}
 
 
+def test_a_picture_that_was_met_as_a_page_is_asked_for_again_only_where_its_bytes_were_let_go(crawled):
+    times = {number: len(crawled.times("gallery", f"/view/{number}")) for number in (72, 73, 74, 75)}
+    assert times == {72: 2, 73: 1, 74: 1, 75: 1}
+    assert len(crawled.times("gallery", "/moved-view/74")) == 1
+    assert crawled.outcomes[crawled.web.url("gallery", "/view/75")] == ("failed", "wrong_type")  # never embedded
+
+
 def test_the_same_crawl_again_asks_for_nothing(crawled, caplog):
     before = len(crawled.web.asked)
     with caplog.at_level("INFO"):

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING
 
 from crawl.fetch.database import (
     DONE,
+    FAILED,
     HANDED_OVER,
     HANDING_OVER,
     REFUSED,
+    STATES,
     TALLY,
     TODO,
     opened,
@@ -27,6 +29,12 @@ from crawl.fetch.urls import BadUrl, canonical, host_of, pattern_of
 
 if TYPE_CHECKING:
     from crawl.config import FetchOptions
+
+# Reasons for which a page is not asked for, or its answer not used, and which do not hold for a picture.
+NO_PAGE = (
+    *("wrong_type", "too_many_bytes", "other_host", "not_a_picture"),
+    *("depth", "host_limit", "pattern_limit", "barren_pattern"),
+)
 
 
 @dataclass(frozen=True)
@@ -145,10 +153,26 @@ class Register:
         if added := self.insert(url, host_of(url), PICTURE, depth, TODO, ""):
             self._note(added, page, about)
             return True
-        row = self.db.execute("SELECT id, kind FROM urls WHERE url = ?", (url,)).fetchone()
-        if row[1] == PICTURE:
-            self.pass_on(row[0], about, page)
-        return False
+        url_id, kind = self.db.execute("SELECT id, kind FROM urls WHERE url = ?", (url,)).fetchone()
+        is_news = kind == PAGE and not self.is_mentioned(url_id)
+        self.pass_on(url_id, about, page)
+        return is_news
+
+    def is_mentioned(self, url_id: int) -> bool:
+        """Say whether some page has an address for a picture, as what it may have been met otherwise before."""
+        return self.db.execute("SELECT 1 FROM mentions WHERE url = ? LIMIT 1", (url_id,)).fetchone() is not None
+
+    def as_picture(self, url_id: int) -> None:
+        """Ask for what was met as a page as a picture, which is bound otherwise and may be larger."""
+        state = self.db.execute("SELECT state FROM urls WHERE id = ?", (url_id,)).fetchone()[0]
+        self.db.execute(
+            "UPDATE urls SET kind = ?, state = ?, reason = '', detail = '', attempts = 0, not_before = 0 WHERE id = ?",
+            (PICTURE, TODO, url_id),
+        )
+        if state in (REFUSED, FAILED):
+            self.tally[STATES[state]] -= 1
+            self.tally["to do"] += 1
+        self.new_hosts.update(self.db.execute("SELECT host FROM urls WHERE id = ?", (url_id,)).fetchone())
 
     def _note(self, url_id: int, page: int, about: About) -> bool:
         """Keep a mention; say whether its page said something else before, or nothing."""
@@ -160,14 +184,19 @@ class Register:
         return True
 
     def pass_on(self, url_id: int, about: About, page: int) -> None:
-        """Hand a later mention to the end of a chain of redirects, and out where the picture went out already."""
+        """Hand a later mention to the end of a chain of redirects, and out where the picture went out already.
+
+        What was met as a page, and ended as none, becomes a picture to ask for.
+        """
         url_id = self.end_of(url_id)
         before = self.mentioned(url_id)
         if not self._note(url_id, page, about):
             return
-        state, image_id, reason = self.db.execute(
-            "SELECT state, image_id, reason FROM urls WHERE id = ?", (url_id,)
+        state, image_id, reason, kind = self.db.execute(
+            "SELECT state, image_id, reason, kind FROM urls WHERE id = ?", (url_id,)
         ).fetchone()
+        if kind == PAGE and state in (REFUSED, FAILED) and reason in NO_PAGE:
+            self.as_picture(url_id)
         if reason == HANDED_OVER:
             self.db.execute("UPDATE urls SET reason = ? WHERE id = ?", (HANDING_OVER, url_id))
         if (

@@ -284,9 +284,24 @@ class Fetcher(Spider):
             raise Refusal(directive, "by a header of the picture")
         self.crawl.finish_picture(job, image_id_of(response.body), response.body, _answered(response))
 
+    def _take_page_as_picture(self, job: Job, response: Response) -> None:
+        """Take an answer for what some page has it: the gate says what it is."""
+        job = self.crawl.taken_as_picture(job)
+        try:
+            self._take_picture(job, response)
+        except Refusal as refusal:
+            self.crawl.refuse(job, refusal.kind, refusal.detail, response.status)
+
     def _take_page(self, job: Job, response: Response) -> float:
         headers = _headers(response)
-        found = self._found(Answer(job.url, job.kind, headers, response.body))
+        try:
+            found = self._found(Answer(job.url, job.kind, headers, response.body))
+        except Fault as fault:
+            may_be_picture = job.kind == PAGE and fault.kind == "wrong_type" and self.crawl.is_mentioned(job.id)
+            if not may_be_picture or self.frontier.is_full:
+                raise
+            self._take_page_as_picture(job, response)
+            return 0.0
         if job.kind == API:  # its answer is no page for a search engine to keep, whatever a framework says of it
             headers.pop("x-robots-tag", None)
         agent, out, closed = self.options.agent, "", False

@@ -7,7 +7,7 @@ one transaction, so that a kill at any moment leaves a state to go on from: what
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from crawl.fetch.database import (
@@ -28,7 +28,7 @@ from crawl.fetch.database import (
 )
 from crawl.fetch.faults import Refusal
 from crawl.fetch.found import API, PAGE, PICTURE, About, Entry
-from crawl.fetch.register import Bounds, Register
+from crawl.fetch.register import NO_PAGE, Bounds, Register
 from crawl.fetch.shares import WHOLE, Share
 from crawl.fetch.urls import host_of, pattern_of
 
@@ -162,6 +162,11 @@ class State(Register):
 
     # What became of it
 
+    def taken_as_picture(self, job: Job) -> Job:
+        """Return the job of a picture where it was one of a page, whose answer is none."""
+        self.db.execute("UPDATE urls SET kind = ? WHERE id = ?", (PICTURE, job.id))
+        return replace(job, kind=PICTURE)
+
     def finish_picture(self, job: Job, image_id: str, body: bytes, answered: Answered) -> None:
         """Keep the bytes of a picture for the gate; bytes that did not change since are not sent again."""
         with transaction(self.db):
@@ -205,10 +210,12 @@ class State(Register):
             state, reason = (TODO, "") if ours else (DONE, HANDING_OVER)
             target = self.insert(url, host, job.kind, job.depth, state, reason, job.hops + 1)
             if not target:
-                target, kind = self.db.execute("SELECT id, kind FROM urls WHERE url = ?", (url,)).fetchone()
+                query = "SELECT id, kind, reason FROM urls WHERE url = ?"
+                target, kind, ended = self.db.execute(query, (url,)).fetchone()
                 if self.end_of(target) == job.id:
                     raise Refusal("redirect_loop", url[:200])
-                if kind != job.kind and PICTURE in (kind, job.kind):
+                is_picture = self.is_mentioned(job.id) and (kind == PICTURE or ended in NO_PAGE)
+                if kind != job.kind and PICTURE in (kind, job.kind) and not is_picture:
                     raise Refusal("not_a_picture", f"moved to {url}"[:200])
             self.db.execute(
                 "UPDATE urls SET state = ?, reason = ?, status = ?, target = ? WHERE id = ?",
@@ -217,10 +224,9 @@ class State(Register):
             if not ours:
                 self.db.execute("UPDATE urls SET reason = ? WHERE id = ?", (HANDING_OVER, target))
             self.tally["to do"] -= 1
-            if job.kind == PICTURE:
-                rows = self.db.execute("SELECT page, about FROM mentions WHERE url = ?", (job.id,)).fetchall()
-                for page, about in rows:
-                    self.pass_on(target, About.from_json(about), page)
+            rows = self.db.execute("SELECT page, about FROM mentions WHERE url = ?", (job.id,)).fetchall()
+            for page, about in rows:
+                self.pass_on(target, About.from_json(about), page)
 
     def refuse(self, job: Job, reason: str, detail: str, status: int = 0) -> None:
         """Note that an address is not asked for, or its answer not used."""
@@ -247,8 +253,11 @@ class State(Register):
         )
 
     def _end(self, job: Job, state: int, reason: str, detail: str, status: int) -> None:
-        self._ended(STATES[state])
         with transaction(self.db):
+            if job.kind == PAGE and reason in NO_PAGE and self.is_mentioned(job.id):
+                self.as_picture(job.id)
+                return
+            self._ended(STATES[state])
             self.db.execute(
                 "UPDATE urls SET state = ?, reason = ?, detail = ?, status = ? WHERE id = ?",
                 (state, reason, detail, status, job.id),
