@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import hashlib
+from base64 import b64encode
+from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from configs.artifacts import atomic_write
 from crawl.fetch.database import DONE, FAILED, REFUSED, STATES, TODO, WOULD_ASK, Database, get_meta
@@ -14,12 +18,8 @@ from crawl.fetch.faults import TRANSIENT
 from crawl.fetch.found import KINDS, PICTURE
 
 SHOWN = 50  # rows of a table in the report; the database has all
-_NUMBERS = {"picture": PICTURE, "done": DONE, "refused": REFUSED, "failed": FAILED, "shown": SHOWN, "asked": WOULD_ASK}
-_STYLE = """
-body { font: 15px/1.4 system-ui, sans-serif; max-width: 70em; margin: 2em auto; padding: 0 1em; color: #222 }
-table { border-collapse: collapse; margin: .5em 0 2em } th, td { padding: .2em .8em; border-bottom: 1px solid #ddd }
-th { text-align: left } td { font-variant-numeric: tabular-nums } td.number { text-align: right }
-"""
+_NUMBERS = {"picture": PICTURE, "done": DONE, "refused": REFUSED, "failed": FAILED, "asked": WOULD_ASK}
+_TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,13 @@ class Table:
     title: str
     header: tuple[str, ...]
     rows: list[tuple[Any, ...]]
+    note: str = ""
+
+    @property
+    def numeric(self) -> set[int]:
+        """The columns that hold numbers alone."""
+        columns = range(len(self.header))
+        return {at for at in columns if all(isinstance(row[at], int | float | None) for row in self.rows)} - {0}
 
 
 def tables(db: Database) -> list[Table]:
@@ -56,15 +63,21 @@ def _way_out(state: int, reason: str) -> str:
     return "fetch.max_pictures=0" if state == TODO else ""
 
 
+def _first(db: Database, title: str, header: tuple[str, ...], query: str) -> Table:
+    """Return the first rows of a query as a table, which says how many there are."""
+    rows = db.execute(f"{query} LIMIT {SHOWN}", _NUMBERS).fetchall()
+    num_rows = len(rows) if len(rows) < SHOWN else db.execute(f"SELECT COUNT(*) FROM ({query})", _NUMBERS).fetchone()[0]  # noqa: S608
+    note = f"The first {SHOWN} of {num_rows:,}; the database has all." if num_rows > SHOWN else ""
+    return Table(title, header, rows, note)
+
+
 def _hosts(db: Database) -> Table:
-    rows = db.execute(
+    query = (
         "SELECT host, SUM(kind != :picture AND state = :done), SUM(image_id IS NOT NULL AND state = :done), "
         "SUM(state = :refused), SUM(state = :failed), SUM(state < :done), ROUND(SUM(num_bytes) / 1048576.0, 1) "
-        "FROM urls WHERE host != '' GROUP BY host ORDER BY COUNT(*) DESC, host LIMIT :shown",
-        _NUMBERS,
+        "FROM urls WHERE host != '' GROUP BY host ORDER BY COUNT(*) DESC, host"
     )
-    header = ("host", "pages", "pictures", "refused", "failed", "to do", "MiB of pictures")
-    return Table("By host", header, rows.fetchall())
+    return _first(db, "By host", ("host", "pages", "pictures", "refused", "failed", "to do", "MiB of pictures"), query)
 
 
 def _statuses(db: Database) -> Table:
@@ -73,46 +86,43 @@ def _statuses(db: Database) -> Table:
 
 
 def _tags(db: Database) -> Table:
-    rows = db.execute(
-        "SELECT tag.value, COUNT(*) FROM mentions JOIN urls ON urls.id = mentions.url, json_each(about, '$[0]') AS tag "
-        "WHERE state = :done AND image_id IS NOT NULL GROUP BY tag.value ORDER BY COUNT(*) DESC, 1 LIMIT :shown",
-        _NUMBERS,
+    query = (
+        "SELECT tag.value, COUNT(DISTINCT urls.id) FROM mentions JOIN urls ON urls.id = mentions.url, "
+        "json_each(about, '$[0]') AS tag WHERE state = :done AND image_id IS NOT NULL "
+        "GROUP BY tag.value ORDER BY 2 DESC, 1"
     )
-    return Table("By tag", ("tag as given", "pictures"), rows.fetchall())
+    return _first(db, "By tag", ("tag as given", "pictures"), query)
 
 
 def _licences(db: Database) -> Table:
-    rows = db.execute(
+    query = (
         "SELECT COALESCE(json_extract(about, '$[2].licence'), '(not told)'), COUNT(DISTINCT urls.id) FROM mentions "
         "JOIN urls ON urls.id = mentions.url WHERE state = :done AND image_id IS NOT NULL "
-        "GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT :shown",
-        _NUMBERS,
+        "GROUP BY 1 ORDER BY 2 DESC, 1"
     )
-    return Table("By licence", ("licence", "pictures"), rows.fetchall())
+    return _first(db, "By licence", ("licence", "pictures"), query)
 
 
 def politeness(db: Database) -> Table:
     """Say how each host was asked: what gap it was owed and which was kept, and how long it had us wait."""
-    rows = db.execute(
+    query = (
         "SELECT host, requests, ROUND(delay, 3), ROUND(gap, 3), ROUND(min_gap, 3), waits, ROUND(waited, 1) FROM asked "
-        "ORDER BY requests DESC, host LIMIT ?",
-        (SHOWN,),
+        "ORDER BY requests DESC, host"
     )
     header = ("host", "requests", "crawl-delay s", "gap owed s", "least gap kept s", "waits asked for", "waited s")
-    return Table("Politeness", header, rows.fetchall())
+    return _first(db, "Politeness", header, query)
 
 
 def rehearsal(db: Database) -> Table:
     """Say what would be asked of whom, after a dry run."""
-    rows = db.execute(
+    query = (
         "SELECT urls.host, SUM(reason = :asked), SUM(state = :refused), SUM(state = :failed), COALESCE(MAX(gap), 0), "
         "ROUND(SUM(reason = :asked) * COALESCE(MAX(gap), 0) / 3600, 2) "
         "FROM urls LEFT JOIN asked ON asked.host = urls.host "
-        "WHERE urls.host != '' GROUP BY urls.host ORDER BY 2 DESC, 1 LIMIT :shown",
-        _NUMBERS,
+        "WHERE urls.host != '' GROUP BY urls.host ORDER BY 2 DESC, 1"
     )
     header = ("host", "would be asked", "forbidden", "out of reach", "gap s", "hours at least")
-    return Table("What would be asked of whom", header, rows.fetchall())
+    return _first(db, "What would be asked of whom", header, query)
 
 
 def as_text(table: Table) -> str:
@@ -120,34 +130,37 @@ def as_text(table: Table) -> str:
     cells = [table.header, *([_shown(value) for value in row] for row in table.rows)]
     widths = [min(60, max(len(str(row[column])) for row in cells)) for column in range(len(table.header))]
     lines = ("  ".join(str(cell)[:60].ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells)
-    return "\n".join([table.title, *(line.rstrip() for line in lines)]) + "\n"
+    head = [table.title, *filter(None, [table.note])]
+    return "\n".join([*head, *(line.rstrip() for line in lines)]) + "\n"
 
 
 def _shown(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def as_page(title: str, shown: Iterable[Table]) -> str:
+def _summary(db: Database) -> list[tuple[str, int]]:
+    """Return the figures that a reader wants first."""
+    count = "SUM(kind = :picture AND state = :done AND image_id IS NOT NULL), SUM(kind != :picture AND state = :done), "
+    count += "SUM(state = :refused), SUM(state = :failed), SUM(state < :done), COUNT(DISTINCT NULLIF(host, ''))"
+    values = db.execute(f"SELECT {count} FROM urls", _NUMBERS).fetchone()  # noqa: S608 - ours
+    names = ("pictures", "pages", "refused", "failed", "to do", "hosts")
+    return [(name, value or 0) for name, value in zip(names, values, strict=True)]
+
+
+def as_page(title: str, summary: Sequence[tuple[str, int]], shown: Sequence[Table]) -> str:
     """Return tables as one HTML page that asks no host for anything."""
-    body = "".join(f"<h2>{escape(table.title)}</h2>{_html(table)}" for table in shown)
-    head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{_STYLE}</style>'
-    return f'<!doctype html><html lang="en"><head>{head}</head><body><h1>{escape(title)}</h1>{body}</body></html>\n'
-
-
-def _html(table: Table) -> str:
-    header = "".join(f"<th>{escape(name)}</th>" for name in table.header)
-    rows = "".join(f"<tr>{_cells(row)}</tr>" for row in table.rows)
-    return f"<table><tr>{header}</tr>{rows}</table>"
-
-
-def _cells(row: Sequence[Any]) -> str:
-    number = ' class="number"'
-    return "".join(f"<td{number if isinstance(v, int | float) else ''}>{escape(_shown(v))}</td>" for v in row)
+    loader = FileSystemLoader(_TEMPLATES)
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment.filters["shown"] = _shown
+    style = (_TEMPLATES / "report.css").read_text(encoding="utf-8")
+    style_digest = b64encode(hashlib.sha256(style.encode()).digest()).decode("ascii")
+    page = environment.get_template("report.html")
+    return page.render(title=title, summary=summary, tables=shown, style=Markup(style), style_digest=style_digest)  # noqa: S704 - our own file
 
 
 def write_report(directory: Path, db: Database, title: str) -> Path:
     """Write `report.txt` and `report.html` for a crawl's database into a directory; return the page."""
     shown = tables(db)
     atomic_write(directory / "report.txt", "\n".join(map(as_text, shown)))
-    atomic_write(directory / "report.html", as_page(title, shown))
+    atomic_write(directory / "report.html", as_page(title, _summary(db), shown))
     return directory / "report.html"
