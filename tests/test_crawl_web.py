@@ -1,22 +1,28 @@
 """Source `web` against a whole web on loopback: all pictures with their tags, every fault named, nothing forbidden."""
 
+import socket
 import sqlite3
+import sys
 from collections import Counter
 
 import pytest
 
 import crawl.collect
+from configs.artifacts import ArtifactError
 from configs.compose import Paths
 from crawl.collect import collect
 from crawl.config import CrawlConfig, FetchOptions
 from crawl.fetch.database import STATES
 from crawl.records import image_id_of
 from crawl.shards import Collection
-from crawl.source_config import WebSource
+from crawl.source_config import UrlsSource, WebSource
 from crawl.sources.network import DATABASE, crawl_directory
 from tests.gallery_server import HOSTS, MAX_BYTES, PICTURES, Gallery
+from tests.network_watch import Watch
 from tests.tiny import QuickGate
 
+CLOSED_PORT = 1  # of the gallery's own faults
+FETCHER = "-m crawl.fetch"
 NAMES = {image_id_of(content): number for number, content in PICTURES.items()}
 
 
@@ -64,12 +70,14 @@ def tags_of(directory):
 
 
 class Crawled:
-    """One crawl of the whole web."""
+    """One crawl of the whole web, and what it asked of the network."""
 
-    def __init__(self, web, data):
+    def __init__(self, web, data, watch):
         self.web = web
         self.cfg = web_config(web, data)
-        self.directory = collect(self.cfg)
+        with watch:
+            self.directory = collect(self.cfg)
+        self.heard = watch.all
         self.asked = list(web.asked)
         self.outcomes = outcomes(self.cfg)
 
@@ -81,7 +89,7 @@ class Crawled:
 def crawled(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch, Gallery() as web:
         patch.setattr(crawl.collect, "IsolatedGate", QuickGate)
-        yield Crawled(web, tmp_path_factory.mktemp("web"))
+        yield Crawled(web, tmp_path_factory.mktemp("web"), Watch(tmp_path_factory.mktemp("watch"), patch))
 
 
 def test_all_pictures_come_with_exactly_their_tags(crawled):
@@ -104,6 +112,34 @@ def test_the_account_counts_every_picture_once(crawled):
     facts = Collection(crawled.directory).manifest.facts
     assert facts["num_items"] == facts["num_images"] + facts["num_duplicates"] + sum(facts["refused"].values())
     assert facts["num_images"] == len(crawled.web.expected)
+
+
+def strays(heard, port):
+    """What was asked of the network and was not the gallery, and programs besides the fetcher that might do so."""
+    allowed = {("socket.connect", ("127.0.0.1", each)) for each in (port, CLOSED_PORT)}
+    allowed |= {("subprocess.Popen", program) for program in (sys.executable, "uname", "git")}  # for the manifest
+    return {(each.process, each.event, each.about) for each in heard if (each.event, each.about) not in allowed}
+
+
+def test_no_connection_leads_outside_and_the_system_is_asked_for_no_name(crawled):
+    by_fetcher = [each for each in crawled.heard if each.process == FETCHER]
+    assert len(by_fetcher) >= len(HOSTS)
+    assert strays(crawled.heard, crawled.web.port) == set()
+
+
+def test_the_watch_hears_a_name_that_is_looked_up_and_a_connection_elsewhere(tmp_path, monkeypatch):
+    """Names of this machine, which no server is asked for, and its ports."""
+    monkeypatch.setattr(crawl.collect, "IsolatedGate", QuickGate)
+    with socket.create_server(("127.0.0.1", 0)) as elsewhere:
+        port = elsewhere.getsockname()[1]
+    (tmp_path / "list.txt").write_text(f"http://localhost:{port}/1.jpg\nhttp://127.0.0.1:{port}/1.jpg\n")
+    fetch = fetch_options(allow_hosts=[f"127.0.0.1:{port}", "localhost"], attempts=1)
+    source = UrlsSource(path=str(tmp_path / "list.txt"))
+    config = CrawlConfig(paths=Paths(data=str(tmp_path / "data")), fetch=fetch, workers=1, source=source)
+    with Watch(tmp_path, monkeypatch) as watch, pytest.raises(ArtifactError, match="none of 2 items"):
+        collect(config)
+    asked = {(FETCHER, "socket.getaddrinfo", "localhost"), (FETCHER, "socket.connect", ("127.0.0.1", port))}
+    assert strays(watch.all, 0) == asked
 
 
 def test_robots_txt_is_asked_first_and_kept(crawled):

@@ -42,7 +42,7 @@ SETTINGS: dict[str, Any] = {
     "TELNETCONSOLE_ENABLED": False,
     "REMOTE_CONTROL_ENABLED": False,
     "SCHEDULER": Line,
-    "DNSCACHE_ENABLED": False,
+    "TWISTED_DNS_RESOLVER": "crawl.fetch.connect.TwistedNames",
     "LOG_ENABLED": False,
     "LOG_INSTALL_ROOT_HANDLER": False,
     "REACTOR_THREADPOOL_MAXSIZE": 20,  # for resolving names

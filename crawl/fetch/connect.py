@@ -58,6 +58,18 @@ class SystemResolver:
         return receiver.finished
 
 
+class TwistedNames:
+    """Leaves Twisted's own resolver in place, which tells all addresses of a name; Scrapy's tells a single IPv4 one."""
+
+    @classmethod
+    def from_crawler(cls, crawler: object, reactor: object) -> TwistedNames:
+        """Return one, as Scrapy asks for it."""
+        return cls()
+
+    def install_on_reactor(self) -> None:
+        """Do nothing."""
+
+
 class _Receiver:
     """Gathers what a resolver of Twisted finds."""
 
