@@ -55,7 +55,7 @@ def main() -> None:
     order = Order.from_json(json.loads(sys.stdin.buffer.readline()))
     options = order.options
     state = State(Path(order.database), bounds_of(options), order.share)
-    state.recover()
+    state.recover(time.time() + options.max_wait_s)
     logging.disable(logging.INFO)  # Scrapy tells of every request; what matters stands in the database
     process = CrawlerProcess({**SETTINGS, "FETCH": options})
     crawler = process.create_crawler(Fetcher)

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from configs.artifacts import ArtifactError
+
 TODO, FLIGHT, DONE, REFUSED, FAILED = range(5)
 STATES = ("to do", "in flight", "done", "refused", "failed")
 # Reasons of what is done: the last in a dry run, those before it where another part of the crawl has the host.
@@ -14,7 +16,7 @@ MOVED, UNCHANGED, HANDING_OVER, HANDED_OVER, WOULD_ASK = (
     *("moved", "unchanged", "to be handed over", "handed over"),
     "would be asked",
 )
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _BUSY_S = 60.0
 _LOG_PAGES = 4000  # 16 MiB before they are copied to their place, by when most of a picture's are free again
 TALLY = ("pages", "pictures", "refused", "failed", "to do")
@@ -66,7 +68,8 @@ CREATE TABLE IF NOT EXISTS origins (
     origin TEXT PRIMARY KEY, asked_at REAL, status INTEGER, robots BLOB, tdm BLOB
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS asked (
-    host TEXT PRIMARY KEY, requests INTEGER, min_gap REAL, gap REAL, delay REAL, waits INTEGER, waited REAL
+    host TEXT PRIMARY KEY, requests INTEGER, min_gap REAL, gap REAL, delay REAL, waits INTEGER, waited REAL,
+    ready_at REAL                         -- seconds since 1970, until when the host is to be left alone
 ) WITHOUT ROWID;
 """
 
@@ -76,15 +79,41 @@ def opened(path: Path | None) -> Database:
 
     A commit is in the log before it returns, so that a killed process loses none; after a power cut the last ones may
     be gone, and are asked again.
+
+    Raises:
+        ArtifactError: it cannot be opened, or is of a later version than this one.
     """
-    db = sqlite3.connect(path or "", timeout=_BUSY_S, isolation_level=None)
-    db.execute("PRAGMA journal_mode = WAL")
-    db.execute("PRAGMA synchronous = NORMAL")
-    db.execute("PRAGMA secure_delete = OFF")  # no zeros over what lies in shards; a takedown leaves none behind itself
-    db.execute(f"PRAGMA wal_autocheckpoint = {_LOG_PAGES}")
-    db.executescript(_SCHEMA)
-    db.execute("INSERT OR IGNORE INTO meta VALUES ('version', ?)", (SCHEMA_VERSION,))
+    try:
+        db = sqlite3.connect(path or "", timeout=_BUSY_S, isolation_level=None)
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = NORMAL")
+        db.execute(
+            "PRAGMA secure_delete = OFF"
+        )  # no zeros over what is in shards; a takedown leaves none behind itself
+        db.execute(f"PRAGMA wal_autocheckpoint = {_LOG_PAGES}")
+        db.executescript(_SCHEMA)
+        db.execute("INSERT OR IGNORE INTO meta VALUES ('version', ?)", (SCHEMA_VERSION,))
+        _upgrade(db, path)
+    except sqlite3.DatabaseError as error:
+        raise ArtifactError(
+            f"the state of the crawl in '{path}' cannot be opened ({error}). See to the disk and its permissions; "
+            "if the file is damaged, delete its directory to crawl anew."
+        ) from error
     return db
+
+
+def _upgrade(db: Database, path: Path | None) -> None:
+    version = get_meta(db, "version")
+    if version > SCHEMA_VERSION:
+        raise ArtifactError(
+            f"the state of the crawl in '{path}' is of version {version}, and only versions up to {SCHEMA_VERSION} are "
+            "understood. Go on with the program that wrote it, or delete its directory to crawl anew."
+        )
+    if version == 1:
+        with transaction(db):
+            if get_meta(db, "version") == 1:  # another process may have been faster
+                db.execute("ALTER TABLE asked ADD COLUMN ready_at REAL")
+                set_meta(db, "version", SCHEMA_VERSION)
 
 
 _COPIED = "url, host, kind, state, reason, detail, status, image_id, num_bytes"

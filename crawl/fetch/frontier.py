@@ -17,7 +17,7 @@ from crawl.fetch.faults import TRANSIENT, WAITING
 from crawl.fetch.found import API, PICTURE
 from crawl.fetch.manners import MAX_ROBOTS_HOPS, ROBOTS_AGE_S, TDM_PATH, Site, read_site
 from crawl.fetch.state import Job, State
-from crawl.fetch.urls import origin_of
+from crawl.fetch.urls import host_of, origin_of
 from crawl.tombstones import TAKEN_DOWN
 
 if TYPE_CHECKING:
@@ -25,11 +25,13 @@ if TYPE_CHECKING:
 
 MAX_HOSTS = 5_000  # held in memory at a time; the others wait in the database
 JOBS_A_HOST = 32  # held in memory
-MAX_SITES = 20_000
+MAX_SITES = 20_000  # whose rules are held in memory, and
+MAX_SITES_BYTES = 8 * 2**20  # of robots.txt that these have together
 ROBOTS, TDM = -1, -2  # kinds of jobs that belong to an origin and lie in no table
 _OUT_OF_REACH = ("tls", "bad_answer", "too_large_head", "too_many_bytes")  # no rule of the site, and no rule of ours
 _SMOOTHING = 0.5  # of what a host takes to answer, as Scrapy's AutoThrottle has it
 _MAX_BACKOFFS = 6
+_BUSY_S = 0.1  # before another look at a host that is being asked
 
 
 @dataclass
@@ -60,6 +62,7 @@ class Errand:
     status: int = 0
     robots: bytes = b""
     running: bool = False
+    guest_of: str = ""  # another host that a redirect leads to, while it is asked
 
 
 class Frontier:
@@ -81,6 +84,7 @@ class Frontier:
         self.options = options
         self.hosts: dict[str, Host] = {}
         self.sites: dict[str, Site] = {}
+        self._sites_bytes = 0
         self.active = 0
         self._coming: set[int] = set()  # ids of pictures in flight that did not come before
         self._ready: list[tuple[float, int, str]] = []
@@ -140,10 +144,15 @@ class Frontier:
                 self._enter(name, now)
 
     def _enter(self, name: str, now: float) -> None:
+        self._wait(self._host(name, now))
+
+    def _host(self, name: str, now: float) -> Host:
+        """Return a host; of one that is new in memory the database knows until when it is to be left alone."""
         host = self.hosts.get(name)
         if host is None:
-            host = self.hosts[name] = Host(name, ready_at=now)
-        self._wait(host)
+            longest = now + max(self.options.max_wait_s, self.options.max_gap_s)  # the clock may have been set since
+            host = self.hosts[name] = Host(name, ready_at=max(now, min(self.state.ready_at(name), longest)))
+        return host
 
     def _wait(self, host: Host) -> None:
         if host.scheduled is None or host.scheduled > host.ready_at:
@@ -190,7 +199,11 @@ class Frontier:
     def _knows(self, host: Host, job: Job, now: float) -> bool:
         """Say whether the rules of an origin are known; otherwise send for them."""
         origin = origin_of(job.url)
-        if origin in self.sites or not (self.options.robots or self.options.opt_outs):
+        if not (self.options.robots or self.options.opt_outs):
+            return True
+        site = self.sites.get(origin)
+        if site is not None and site.asked_at > now - ROBOTS_AGE_S:
+            self._heed(host, site)  # it may have been out of memory since
             return True
         stored = self.state.site(origin, now, ROBOTS_AGE_S)
         if stored is None:
@@ -204,10 +217,20 @@ class Frontier:
             return Errand(origin, f"{origin}/robots.txt")
         return Errand(origin, origin + TDM_PATH, TDM, status=404)
 
-    def _learn(self, host: Host, origin: str, status: int, robots: bytes, tdm: bytes) -> None:
-        if len(self.sites) >= MAX_SITES:
-            self.sites.clear()  # they lie in the database
+    def _learn(self, host: Host, origin: str, asked_at: float, status: int, robots: bytes, tdm: bytes) -> None:
+        self._unlearn(origin)
         site = self.sites[origin] = read_site(status, robots, tdm, self.options.agent)
+        site.asked_at, site.num_bytes = asked_at, len(robots)
+        self._sites_bytes += site.num_bytes
+        while len(self.sites) > 1 and (len(self.sites) > MAX_SITES or self._sites_bytes > MAX_SITES_BYTES):
+            self._unlearn(next(iter(self.sites)))  # the oldest; it lies in the database
+        self._heed(host, site)
+
+    def _unlearn(self, origin: str) -> None:
+        site = self.sites.pop(origin, None)
+        self._sites_bytes -= site.num_bytes if site else 0
+
+    def _heed(self, host: Host, site: Site) -> None:
         if site.delay_s <= self.options.max_gap_s:
             host.delay_s = max(host.delay_s, site.delay_s)
 
@@ -232,10 +255,10 @@ class Frontier:
         self.active += 1
         gap = self.gap(host)
         kept = None if host.last_at is None else now - host.last_at
-        self.state.count(host.name, kept, gap, host.delay_s, host.waited_s)
-        host.waited_s = 0.0
         host.last_at = now
         host.ready_at = now + gap
+        self.state.count(host.name, kept, gap, host.delay_s, host.waited_s, host.ready_at)
+        host.waited_s = 0.0
         if host.active < self.options.per_host:
             self._wait(host)
 
@@ -249,11 +272,18 @@ class Frontier:
         errand = host.errand
         if errand is None or errand.running or host.active:
             return None  # it ends first; `done` lets the host wait again
-        errand.running = True
-        self._start(host, now)
+        asked = self._host(host_of(errand.url), now)
+        if asked is not host and (asked.active >= self.options.per_host or asked.ready_at > now):
+            host.ready_at = max(asked.ready_at, now + _BUSY_S)  # a guest waits for its turn, too
+            self._wait(host)
+            return None
+        errand.running, errand.guest_of = True, asked.name
+        self._start(asked, now)
         return Job(0, errand.url, errand.kind, errand_of=host.name)
 
-    def errand_done(self, name: str, status: int, body: bytes, location: str, now: float) -> None:
+    def errand_done(
+        self, name: str, status: int, body: bytes, location: str, now: float, retry_after_s: float | None = None
+    ) -> None:
         """Take in the answer to an errand.
 
         Args:
@@ -262,6 +292,7 @@ class Frontier:
             body: of the answer; without one the kind of failure, which then holds for the whole origin.
             location: absolute address that a redirect names, else empty.
             now: time.
+            retry_after_s: what a server that is busy asks for.
         """
         host = self.hosts[name]
         errand = host.errand
@@ -270,13 +301,17 @@ class Frontier:
         errand.attempts += 1
         hopeless = status == 0 and body.decode() not in TRANSIENT
         unreachable = (not 200 <= status < 500 or status == 429) and not hopeless
+        again = unreachable and errand.kind == ROBOTS and not location and errand.attempts < self.options.attempts
+        asked_for = again or errand.kind == TDM
+        wait_s = self.wait_of(f"status_{status}", retry_after_s, errand.attempts) if asked_for else 0.0
         if location and errand.hops < MAX_ROBOTS_HOPS:
             errand.url, errand.hops, errand.attempts = location, errand.hops + 1, 0
-        elif unreachable and errand.kind == ROBOTS and not location and errand.attempts < self.options.attempts:
-            host.ready_at = max(host.ready_at, now + self.backoff(errand.attempts))
+        elif again:
+            host.ready_at = max(host.ready_at, now + (wait_s or self.backoff(errand.attempts)))
         else:
             self._errand_step(host, errand, 404 if location else status, body, now)
-        self.finished(name, now, None)
+        self.finished(errand.guest_of, now, None, wait_s)
+        self._wait(host)
 
     def _errand_step(self, host: Host, errand: Errand, status: int, body: bytes, now: float) -> None:
         """Go on from robots.txt to tdmrep.json, and from there to the host's pages."""
@@ -286,12 +321,12 @@ class Frontier:
             url = errand.origin + TDM_PATH
             if self.options.opt_outs and not site.forbids(url, self.options.agent):
                 errand.url, errand.kind, errand.hops, errand.attempts = url, TDM, 0, 0
-                self._learn(host, errand.origin, status, body, b"")  # the delay holds from now on
+                self._learn(host, errand.origin, now, status, body, b"")  # the delay holds from now on
                 return
             body = b""
         tdm = body if 200 <= status < 300 and errand.kind == TDM else b""
         self.state.keep_site(errand.origin, now, errand.status, errand.robots, tdm)
-        self._learn(host, errand.origin, errand.status, errand.robots, tdm)
+        self._learn(host, errand.origin, now, errand.status, errand.robots, tdm)
         host.errand = None
 
     # Learning from answers
@@ -317,6 +352,8 @@ class Frontier:
         started = host.last_at if host.last_at is not None else now
         host.ready_at = max(host.ready_at, started + self.gap(host), now + wait_s)
         host.waited_s += wait_s
+        if wait_s:
+            self.state.leave_alone(name, host.ready_at)
         self._wait(host)
 
     def backoff(self, attempts: int) -> float:

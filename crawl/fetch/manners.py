@@ -32,6 +32,8 @@ class Site:
     robots: Protego | None = None  # None: nothing is forbidden
     closed: str = ""  # robots.txt is out of order, so everything is forbidden: the kind of failure
     delay_s: float = 0.0  # crawl-delay
+    asked_at: float = 0.0  # seconds since 1970
+    num_bytes: int = 0  # of robots.txt; what it is parsed into takes tens of times as much
     sitemaps: tuple[str, ...] = ()
     reservations: list[tuple[re.Pattern[str], bool]] = field(default_factory=list)  # of tdmrep.json, first match counts
 

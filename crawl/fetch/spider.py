@@ -38,7 +38,13 @@ MAX_SITEMAP_BYTES = 50 * 2**20  # sitemaps.org's own limit
 POLL_S = 1.0  # between two looks at what waits for the gate
 _OK = (200, 203)
 _MOVED = (301, 302, 303, 307, 308)
+_EPOCH = time.time() - time.monotonic()
 _ACCEPT = {PICTURE: "image/*,*/*;q=0.5", API: "application/json"}
+
+
+def clock() -> float:
+    """Return seconds since 1970 by a clock that nobody sets while we run."""
+    return _EPOCH + time.monotonic()
 
 
 class Line(BaseScheduler):
@@ -113,7 +119,7 @@ class Fetcher(Spider):
 
         reactor: Any = installed
         self._sleeping = Deferred()
-        timer = reactor.callLater(self._pause_s(time.time()), self.wake)
+        timer = reactor.callLater(self._pause_s(clock()), self.wake)
         await maybe_deferred_to_future(self._sleeping)
         if timer.active():
             timer.cancel()
@@ -146,7 +152,7 @@ class Fetcher(Spider):
     def _next(self) -> Job | None:
         if self._is_busy or self._is_full():
             return None
-        return self.frontier.next(time.time())
+        return self.frontier.next(clock())
 
     @property
     def _is_busy(self) -> bool:
@@ -170,7 +176,7 @@ class Fetcher(Spider):
             headers["If-Modified-Since"] = job.modified
         limits = {PICTURE: self.options.max_bytes, SITEMAP: MAX_SITEMAP_BYTES, ROBOTS: MAX_ROBOTS_BYTES}
         limit = limits.get(job.kind, self.options.max_page_bytes)
-        meta = {"job": job, "started": time.time(), "max_bytes": limit}
+        meta = {"job": job, "started": clock(), "max_bytes": limit}
         return Request(url, headers=headers, meta=meta, callback=self.answered, errback=self.broken, dont_filter=True)
 
     # Writing down
@@ -197,14 +203,14 @@ class Fetcher(Spider):
         if not isinstance(fault, Fault):
             failure.raiseException()
         if job.errand_of:
-            self.frontier.errand_done(job.errand_of, 0, fault.kind.encode(), "", time.time())
+            self.frontier.errand_done(job.errand_of, 0, fault.kind.encode(), "", clock())
             self.wake()
             return
         self._not_usable(job, fault, None)
         self._finished(job, request, 0.0, answered=False)
 
     def _finished(self, job: Job, request: Request, wait_s: float, answered: bool = True) -> None:
-        now = time.time()
+        now = clock()
         latency = now - request.meta["started"] if answered else None
         self.frontier.finished(job.host, now, latency, wait_s, job.id)
         self.wake()
@@ -215,9 +221,8 @@ class Fetcher(Spider):
         if isinstance(fault, Refusal):
             self.crawl.refuse(job, fault.kind, fault.detail, status)
             return 0.0
-        now, attempts = time.time(), job.attempts + 1
-        given = response.headers.get("Retry-After") if response is not None else None
-        asked = retry_after_s(given.decode("latin-1"), now) if given else None
+        now, attempts = clock(), job.attempts + 1
+        asked = _retry_after_s(response, now) if response is not None else None
         wait_s = self.frontier.wait_of(fault.kind, asked, attempts)
         again = fault.kind in TRANSIENT and attempts < self.options.attempts
         delay = wait_s if wait_s else self.frontier.backoff(attempts)
@@ -232,7 +237,8 @@ class Fetcher(Spider):
                 location = self._location(job, response)
             except (BadUrl, Fault):
                 status = 404  # it leads nowhere, so there is none
-        self.frontier.errand_done(job.errand_of, status, response.body, location, time.time())
+        now = clock()
+        self.frontier.errand_done(job.errand_of, status, response.body, location, now, _retry_after_s(response, now))
         self.wake()
 
     @staticmethod
@@ -319,6 +325,11 @@ def _headers(response: Response) -> dict[str, list[str]]:
         name.decode("latin-1").lower(): [value.decode("latin-1") for value in values]
         for name, values in response.headers.items()
     }
+
+
+def _retry_after_s(response: Response, now: float) -> float | None:
+    given = response.headers.get("Retry-After")
+    return retry_after_s(given.decode("latin-1"), now) if given else None
 
 
 def _answered(response: Response) -> Answered:

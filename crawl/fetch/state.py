@@ -6,6 +6,7 @@ one transaction, so that a kill at any moment leaves a state to go on from: what
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -72,8 +73,13 @@ class State(Register):
         super().__init__(path, bounds, share)
         self.num_fetched = count_fetched(self.db)
 
-    def recover(self) -> None:
-        """Put back what was in flight when the last process ended."""
+    def recover(self, latest: float = math.inf) -> None:
+        """Put back what was in flight when the last process ended, and what a clock that went wrong had put too late.
+
+        Args:
+            latest: time until which anything may have to wait.
+        """
+        self.db.execute("UPDATE urls SET not_before = ? WHERE state = ? AND not_before > ?", (latest, TODO, latest))
         self.db.execute("UPDATE urls SET state = ? WHERE state = ?", (TODO, FLIGHT))
         self.tally["to do"] = self.num_to_do()
 
@@ -267,18 +273,27 @@ class State(Register):
 
     # What sites ask of us
 
-    def site(self, origin: str, now: float, max_age_s: float) -> tuple[int, bytes, bytes] | None:
-        """Return status and body of an origin's robots.txt and its tdmrep.json, None where they are not known."""
+    def site(self, origin: str, now: float, max_age_s: float) -> tuple[float, int, bytes, bytes] | None:
+        """Return when an origin was asked, status and body of its robots.txt, and its tdmrep.json; None: not known."""
         row: tuple[float, int, bytes, bytes] | None = self.db.execute(
             "SELECT asked_at, status, robots, tdm FROM origins WHERE origin = ?", (origin,)
         ).fetchone()
-        return row[1:] if row and row[0] > now - max_age_s else None
+        return row if row and row[0] > now - max_age_s else None
 
     def keep_site(self, origin: str, now: float, status: int, robots: bytes, tdm: bytes) -> None:
         """Keep what an origin asks of us."""
         self.db.execute("INSERT OR REPLACE INTO origins VALUES (?, ?, ?, ?, ?)", (origin, now, status, robots, tdm))
 
-    def count(self, host: str, kept: float | None, gap: float, delay: float, waited: float) -> None:
+    def ready_at(self, host: str) -> float:
+        """Return until when a host is to be left alone, whichever process asked it last."""
+        row = self.db.execute("SELECT ready_at FROM asked WHERE host = ?", (host,)).fetchone()
+        return float(row[0] or 0.0) if row else 0.0
+
+    def leave_alone(self, host: str, until: float) -> None:
+        """Note until when a host is to be left alone."""
+        self.db.execute("UPDATE asked SET ready_at = ? WHERE host = ?", (until, host))
+
+    def count(self, host: str, kept: float | None, gap: float, delay: float, waited: float, ready_at: float) -> None:
         """Count one request of a host for the politeness report.
 
         Args:
@@ -287,11 +302,12 @@ class State(Register):
             gap: seconds that we owe it.
             delay: its crawl-delay.
             waited: seconds that it asked us to wait before this request.
+            ready_at: when the next one may follow.
         """
         self.db.execute(
-            "INSERT INTO asked VALUES (?, 1, ?, ?, ?, ?, ?) ON CONFLICT (host) DO UPDATE SET requests = requests + 1, "
+            "INSERT INTO asked VALUES (?, 1, ?, ?, ?, ?, ?, ?) ON CONFLICT (host) DO UPDATE SET requests = requests + 1, "
             "min_gap = MIN(COALESCE(min_gap, excluded.min_gap), COALESCE(excluded.min_gap, min_gap)), "
             "gap = excluded.gap, delay = excluded.delay, waits = waits + excluded.waits, "
-            "waited = waited + excluded.waited",
-            (host, kept, gap, delay, int(waited > 0), waited),
+            "waited = waited + excluded.waited, ready_at = excluded.ready_at",
+            (host, kept, gap, delay, int(waited > 0), waited, ready_at),
         )
