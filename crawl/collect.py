@@ -347,7 +347,7 @@ def _collect(cfg: CrawlConfig, source: Source, relations: str, directory: Path) 
     crawl = Crawl(directory, recipe, config, gate_space(cfg.gate))
     try:
         crawl.resume()
-        crawl.near = NearGroups(directory) if cfg.group_copies else None
+        crawl.near = NearGroups(directory) if _groups_copies(cfg) else None
         log.info("crawling %s into %s, from item %d on", cfg.source.name, directory, crawl.consumed)
         write_shards(crawl, source, screen, cfg)
     finally:
@@ -357,6 +357,10 @@ def _collect(cfg: CrawlConfig, source: Source, relations: str, directory: Path) 
     seal_collection(crawl, cfg, manifest)
     source.sealed()
     return directory
+
+
+def _groups_copies(cfg: CrawlConfig) -> bool:
+    return isinstance(cfg.source, NetworkSource) if cfg.group_copies is None else cfg.group_copies
 
 
 def _recipe(cfg: CrawlConfig, source: list[Any], keeps_state: bool, screen: Screen) -> str:

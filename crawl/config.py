@@ -180,7 +180,7 @@ class CrawlConfig:
     gate: GateOptions = field(default_factory=GateOptions)
     fetch: FetchOptions = field(default_factory=FetchOptions)
     screen: ScreenOptions = field(default_factory=ScreenOptions)
-    group_copies: bool = False  # a copy of an earlier picture (scaled, recompressed, cut a little) joins its group
+    group_copies: bool | None = None  # a copy (scaled, recompressed, cut) joins the first one's group; null: of crawls
     relations: str = ""  # CSV of tag relations (tag,relation,other) to lay beside the collection
     append: bool = False  # add another source to a finished collection
     retry: str = ""  # `true`: go through a finished source once more and ask again about what may pass; of a source of

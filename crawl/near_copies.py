@@ -20,6 +20,14 @@ FREQUENCIES = 8  # F
 CROPS = ((0.0, 1.0), (0.0, 0.95), (0.05, 1.0), (0.05, 0.95), (0.0, 0.9), (0.1, 1.0))  # of an axis; of both all pairs
 PROBES = 2 * len(CROPS) ** 2  # the second half mirrored
 BANDS = 4  # of 16 bits, of which one may differ: all hashes within 7 bits are found, and most within RADIUS
+_EVERY_FOURTH = np.uint64(0x1111_1111_1111_1111)
+_GATHER = [
+    (np.uint64(shift), np.uint64(kept))
+    for shift, kept in (
+        *((3, 0x0303_0303_0303_0303), (6, 0x000F_000F_000F_000F), (12, 0x0000_00FF_0000_00FF)),
+        (24, 0x0000_0000_0000_FFFF),
+    )
+]
 FLIPS = np.array([0, *(1 << bit for bit in range(64 // BANDS))])  # of a band
 RADIUS = 12  # bits that hashes of copies may differ by
 MIN_COSINE = 0.88  # of the frequencies of copies
@@ -46,6 +54,7 @@ def _cosines(size: int, count: int) -> np.ndarray:
     return scale * np.cos(angles)
 
 
+@cache
 def _cropped_axis(low: float, high: float) -> np.ndarray:
     """Return (F, S), from an axis of a thumbnail to the frequencies of its part between two shares."""
     at = low + (np.arange(2 * THUMBNAIL_PX) + 0.5) / (2 * THUMBNAIL_PX) * (high - low)
@@ -70,9 +79,29 @@ def hashes(thumbnails: np.ndarray, probe: int = 0) -> np.ndarray:
     """Return (N,) uint64, the signs of the frequencies of thumbnails (N, S, S); probe 0 is the picture as it is."""
     parts = [np.empty(0, dtype=np.uint64)]
     for start in range(0, len(thumbnails), CHUNK):
-        positive = _frequencies(thumbnails[start : start + CHUNK], probe) > 0
-        parts.append(np.packbits(np.pad(positive, ((0, 0), (0, 1))), axis=1).view(">u8")[:, 0].astype(np.uint64))
+        parts.append(_packed(_frequencies(thumbnails[start : start + CHUNK], probe) > 0))
     return np.concatenate(parts)
+
+
+@cache
+def _axes(probes: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Return (P, F, S) down and (P, S, F) across, from a thumbnail to its frequencies as each probe sees them."""
+    signs = (-1.0) ** np.arange(FREQUENCIES)
+    down = [_cropped_axis(*CROPS[probe // len(CROPS) % len(CROPS)]) for probe in probes]
+    across = [_cropped_axis(*CROPS[probe % len(CROPS)]) for probe in probes]
+    mirrored = [each.T * (signs if probe >= PROBES // 2 else 1.0) for each, probe in zip(across, probes, strict=True)]
+    return np.array(down), np.array(mirrored)
+
+
+def probed_hashes(thumbnail: np.ndarray, probes: tuple[int, ...]) -> np.ndarray:
+    """Return (P,) uint64, the hashes of one thumbnail (S, S) by several probes."""
+    down, across = _axes(probes)
+    return _packed((down @ thumbnail.astype(np.float32) @ across).reshape(len(probes), -1)[:, 1:] > 0)
+
+
+def _packed(positive: np.ndarray) -> np.ndarray:
+    """Return (n,) uint64 of the signs of n blocks of frequencies, (n, 63)."""
+    return np.packbits(np.pad(positive, ((0, 0), (0, 1))), axis=1).view(">u8")[:, 0].astype(np.uint64)
 
 
 def cosines(thumbnails: np.ndarray, others: np.ndarray, probe: int) -> np.ndarray:
@@ -84,10 +113,10 @@ def cosines(thumbnails: np.ndarray, others: np.ndarray, probe: int) -> np.ndarra
 
 def _band(values: np.ndarray, band: int) -> np.ndarray:
     """Return (N,) the 16 bits of a band, every fourth, because neighbouring frequencies go together."""
-    picked = np.zeros(len(values), dtype=np.int64)
-    for bit in range(64 // BANDS):
-        picked |= ((values >> np.uint64(BANDS * bit + band)) & np.uint64(1)).astype(np.int64) << bit
-    return picked
+    picked = (values >> np.uint64(band)) & _EVERY_FOURTH
+    for shift, kept in _GATHER:  # as a Morton code is taken apart: pairs, then fours, eights and sixteens of bits
+        picked = (picked | picked >> shift) & kept
+    return picked.astype(np.int64)
 
 
 class HashTable:

@@ -31,6 +31,7 @@ from crawl.near_copies import (
     cosines,
     hashes,
     is_flat,
+    probed_hashes,
     similarity,
 )
 from crawl.shards import JpegReader, ShardWriter, committed_shards, shard_state
@@ -54,7 +55,6 @@ class NearGroups:
         self._ends: list[int] = []  # place behind the last picture of each committed shard
         self._thumbnails: list[np.ndarray] = []  # (n, S, S) uint8 of each committed shard
         self._uncommitted: list[np.ndarray] = []  # (S, S) each
-        self._recent: list[int] = []
         found = [np.empty(0, dtype=np.uint64)]
         for path in committed_shards(collection):
             self._thumbnails.append(self._kept(path))
@@ -63,7 +63,8 @@ class NearGroups:
         self._index(np.concatenate(found))
 
     def _index(self, values: np.ndarray) -> None:
-        self._values, self._table, self._recent = values, HashTable(values), []
+        self._values, self._table, self._num_recent = values, HashTable(values), 0
+        self._recent = np.empty(max(RECENT, len(values) // 8), dtype=np.uint64)
 
     def group_of(self, jpeg: bytes, shard: ShardWriter) -> str:
         """Return the group of an earlier picture that this one is a copy of, empty where there is none.
@@ -75,9 +76,10 @@ class NearGroups:
         thumbnail = grey_thumbnail(jpeg, THUMBNAIL_PX)[None]
         flat = bool(is_flat(thumbnail)[0])
         group = "" if flat else self._find(jpeg, thumbnail, shard)
-        self._recent.append(int(_hashes(thumbnail)[0]))
+        self._recent[self._num_recent] = _hashes(thumbnail)[0]
+        self._num_recent += 1
         self._uncommitted.append(thumbnail[0])
-        if len(self._recent) >= max(RECENT, len(self._values) // 8):
+        if self._num_recent == len(self._recent):
             self._index(self._all())
         return group
 
@@ -94,11 +96,14 @@ class NearGroups:
         self._reader.close()
 
     def _all(self) -> np.ndarray:
-        return np.concatenate([self._values, np.array(self._recent, dtype=np.uint64)])
+        return np.concatenate([self._values, self._recent[: self._num_recent]])
 
     def _find(self, jpeg: bytes, thumbnail: np.ndarray, shard: ShardWriter) -> str:
+        near = self._near(thumbnail)
+        if not near:
+            return ""
         picture = _compared(jpeg)
-        for place, probe in self._near(thumbnail):
+        for place, probe in near:
             other, group = self._picture(place, shard)
             if similarity(picture, _compared(other), probe) >= SIMILARITY:
                 return group
@@ -107,16 +112,14 @@ class NearGroups:
     def _near(self, thumbnail: np.ndarray) -> list[tuple[int, int]]:
         """Return places of pictures that look alike from afar, most alike first, and the probes by which they do."""
         best: dict[int, tuple[float, int]] = {}
-        recent = np.array(self._recent, dtype=np.uint64)
-        for probe in ASKED:
-            asked = hashes(thumbnail, probe)
-            old = self._table.near(asked)[:, 1]
-            places = np.concatenate([old, len(self._values) + np.arange(len(recent))])
-            values = np.concatenate([self._values[old], recent])
-            off = np.bitwise_count(values ^ asked[0])
-            near = places[(off <= RADIUS) & (values != FLAT)].tolist()
-            if not near:
-                continue
+        asked = probed_hashes(thumbnail[0], ASKED)
+        recent = self._recent[: self._num_recent]
+        by, late = np.nonzero((np.bitwise_count(recent ^ asked[:, None]) <= RADIUS) & (recent != FLAT))
+        old = self._table.near(asked)
+        old = old[self._values[old[:, 1]] != FLAT]
+        found = np.concatenate([old, np.column_stack([by, late + len(self._values)])])
+        for at in np.unique(found[:, 0]).tolist():
+            probe, near = ASKED[at], found[found[:, 0] == at, 1].tolist()
             others = np.stack([self._thumbnail(place) for place in near])
             alike = cosines(np.repeat(thumbnail, len(near), axis=0), others, probe)
             for place, cosine in zip(near, alike.tolist(), strict=True):

@@ -12,16 +12,19 @@ from PIL import Image
 
 from crawl import near_copies
 from crawl.near_copies import (
+    BANDS,
     PICTURE_PX,
     PROBES,
     RADIUS,
     THUMBNAIL_PX,
     HashTable,
+    _band,
     align,
     candidates,
     cosines,
     hashes,
     is_flat,
+    probed_hashes,
     similarity,
 )
 
@@ -148,6 +151,21 @@ def test_lookup_finds_all_within_seven_bits_and_nothing_beyond_the_radius(stored
     assert len(set(pairs)) == len(pairs)
     assert {pair for pair, bits in distance.items() if bits <= 7} <= set(pairs)
     assert all(distance[pair] <= RADIUS for pair in pairs)
+
+
+@given(st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=5), st.integers(0, BANDS - 1))
+def test_a_band_is_every_fourth_bit(values, band):
+    slow = [sum((value >> (BANDS * bit + band) & 1) << bit for bit in range(16)) for value in values]
+    assert _band(np.array(values, dtype=np.uint64), band).tolist() == slow
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_all_probes_of_a_thumbnail_at_once_are_those_one_by_one(seed):
+    thumbnail = np.random.default_rng(seed).integers(0, 256, (THUMBNAIL_PX, THUMBNAIL_PX), dtype=np.uint8)
+    probes = tuple(range(PROBES))
+    one_by_one = np.array([hashes(thumbnail[None], probe)[0] for probe in probes])
+    off = np.bitwise_count(probed_hashes(thumbnail, probes) ^ one_by_one)
+    assert off.max() <= 1  # a frequency that is nearly nothing may round either way
 
 
 def test_lookup_does_not_depend_on_how_much_is_compared_at_once(monkeypatch):
