@@ -243,7 +243,8 @@ def test_a_dry_run_tells_of_all_parts_and_asks_for_rules_alone(web, tmp_path, qu
     told = {line.split()[0]: line.split()[1] for line in caplog.text.splitlines() if ".test " in line}
     assert {name: told[f"{name}.test"] for name in NAMES} == {name: "1" for name in NAMES} | {
         "s1": "2",  # with what is not there
-        **dict.fromkeys(("s2", "s3", "s4", "s7", "s8"), "2"),
+        **dict.fromkeys(("s2", "s3", "s4", "s8"), "2"),
+        "s7": "3",  # with the end of what leads too far
     }
     assert not list(tmp_path.rglob("dry.sqlite*"))
 

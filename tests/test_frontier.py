@@ -1,6 +1,7 @@
 """Whose turn it is: gaps, rules and waits of hosts, by a clock that the test sets."""
 
 from contextlib import closing
+from itertools import pairwise
 
 import pytest
 
@@ -62,7 +63,7 @@ class Clockwork:
 
     def gaps(self, part):
         times = self.times(part)
-        return [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+        return [later - earlier for earlier, later in pairwise(times)]
 
     def close(self):
         self.state.close()

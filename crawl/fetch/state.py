@@ -305,7 +305,8 @@ class State(Register):
             ready_at: when the next one may follow.
         """
         self.db.execute(
-            "INSERT INTO asked VALUES (?, 1, ?, ?, ?, ?, ?, ?) ON CONFLICT (host) DO UPDATE SET requests = requests + 1, "
+            "INSERT INTO asked VALUES (?, 1, ?, ?, ?, ?, ?, ?) ON CONFLICT (host) DO UPDATE SET "
+            "requests = requests + 1, "
             "min_gap = MIN(COALESCE(min_gap, excluded.min_gap), COALESCE(excluded.min_gap, min_gap)), "
             "gap = excluded.gap, delay = excluded.delay, waits = waits + excluded.waits, "
             "waited = waited + excluded.waited, ready_at = excluded.ready_at",
