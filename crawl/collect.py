@@ -27,7 +27,7 @@ from configs.compose import register, resolved, run_stage
 from crawl.account import nothing_accepted, report
 from crawl.compact import compact, seal_shards
 from crawl.config import CrawlConfig, ScreenOptions
-from crawl.ingest import TRANSIENT, Accepted, IsolatedGate, Refused, acceptance, gate_space
+from crawl.ingest import GATE_VERSION, TRANSIENT, Accepted, IsolatedGate, Refused, acceptance, gate_space
 from crawl.known import Known
 from crawl.near_groups import NearGroups
 from crawl.parts.source import PartedList
@@ -273,15 +273,20 @@ def _may_go_on(manifest: Manifest | None, cfg: CrawlConfig, config: dict[str, An
     crawls = [*crawls, *(shard_state(path) for path in committed_shards(directory))]
     where = f"the collection in '{directory}'"
     for gate in (crawl["gate"] for crawl in crawls if crawl["gate"] != gate_space(cfg.gate)):
-        raise ArtifactError(
-            f"{where} was made with gate.max_side_px={gate['max_side_px']} gate.quality={gate['quality']} "
-            f"of gate version {gate['gate_version']}. Use these, or another folder with paths.data=<folder>."
-        )
+        raise ArtifactError(f"{where} was {_made_by(gate)}, or take another folder with paths.data=<folder>.")
     if crawls and not cfg.append and config not in [crawl["config"] for crawl in crawls]:
         raise ArtifactError(
             f"{where} was made from another source. Add this one with append=true, "
             "or make a collection of its own with paths.data=<folder>."
         )
+
+
+def _made_by(gate: dict[str, Any]) -> str:
+    """Say which gate a collection was made by, and how more pictures may come to it."""
+    if gate["gate_version"] != GATE_VERSION:
+        versions = f"version {gate['gate_version']} of the gate, this one is version {GATE_VERSION}"
+        return f"made by {versions}. All stages after it read it as it is; to crawl, delete it"
+    return f"made with gate.max_side_px={gate['max_side_px']} gate.quality={gate['quality']}. Use these"
 
 
 def _is_done(manifest: Manifest, recipe: str, directory: Path) -> bool:

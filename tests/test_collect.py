@@ -12,7 +12,7 @@ from configs.artifacts import ArtifactError, read_manifest, verify
 from configs.compose import Paths
 from crawl.collect import collect
 from crawl.config import CrawlConfig, GateOptions
-from crawl.ingest import IsolatedGate, ingest
+from crawl.ingest import GATE_VERSION, IsolatedGate, ingest
 from crawl.records import image_id_of
 from crawl.shards import Collection, ShardWriter
 from crawl.source_config import FolderSource, WebDatasetSource
@@ -185,6 +185,15 @@ def test_a_kill_between_the_files_of_a_shard_leaves_no_trace(tree, tmp_path, mon
         patch.setattr(pq, "write_table", lambda *a, **k: (_ for _ in ()).throw(OSError("disk full")))
         collect(crawl_config(tmp_path / "b", tree, shard_size=4))
     assert content_id(collect(crawl_config(tmp_path / "b", tree, shard_size=4))) == content_id(undisturbed)
+
+
+def test_another_version_of_the_gate_is_refused_and_named(tree, tmp_path, monkeypatch):
+    collect(crawl_config(tmp_path / "d", tree))
+    monkeypatch.setattr("crawl.ingest.gate.GATE_VERSION", GATE_VERSION + 1)
+    monkeypatch.setattr(crawl.collect, "GATE_VERSION", GATE_VERSION + 1)
+    versions = rf"version {GATE_VERSION} of the gate, this one is version {GATE_VERSION + 1}\..*another folder"
+    with pytest.raises(ArtifactError, match=versions):
+        collect(crawl_config(tmp_path / "d", tree))
 
 
 @pytest.mark.parametrize("change", [{"gate": GateOptions(quality=80)}, {"source": FolderSource(path="other")}])
