@@ -94,6 +94,60 @@ def test_the_first_reservation_that_fits_a_path_counts(path, reserved):
     assert site.forbids(f"https://example.org{path}", "Tagtower") == ("tdm_reserved" if reserved else "")
 
 
+@pytest.mark.parametrize(
+    ("location", "path", "fits"),
+    [
+        ("/", "/a?b=1", True),
+        ("/a", "/ab", True),
+        ("/a", "/A", False),
+        ("/a$", "/a?b=1", False),
+        ("/*?b=", "/a?b=1", True),
+        ("/%7Eann", "/~ann/1.jpg", True),
+        ("/~ann", "/%7eann/1.jpg", True),
+        ("/katze/m\u00fcde", "/katze/m%C3%BCde.jpg", True),
+        ("/m%c3%bcde", "/m\u00fcde", True),
+        ("/a%2Fb", "/a/b", False),
+        ("/path/foo-%24", "/path/foo-$", True),
+        ("/path/foo-%24", "/path/foo-%24", True),
+        ("/path/foo-%24", "/path/foo-", False),
+        ("/*/b/*.jpg$", "/a/b/c/b/1.jpg.jpg", True),
+        ("/*.jpg$", "/1.jpg.png", False),
+        ("/a*b*c", "/acb", False),
+        ("*.jpg", "/1.jpg?x", True),
+        ("/" + "*a" * 40 + "*b", "/" + "a" * 2000, False),
+        ("/%2a/", "/*/1.jpg", True),
+        ("/%2a/", "/a/1.jpg", False),
+    ],
+)
+def test_escapes_of_a_reservation_mean_what_they_mean_in_an_address(location, path, fits):
+    rules = json.dumps([{"location": location, "tdm-reservation": 1}]).encode()
+    site = read_site(404, b"", rules, "Tagtower")
+    assert site.forbids(canonical(f"https://example.org{path}"), "Tagtower") == ("tdm_reserved" if fits else "")
+
+
+@pytest.mark.parametrize(("value", "reserved"), [(1, True), ("1", True), (0, False), (2, False), (None, False)])
+def test_a_value_that_is_none_sets_nothing_and_no_later_rule_counts(value, reserved):
+    rules = [{"location": "/a", "tdm-reservation": value}, {"location": "/", "tdm-reservation": 1}]
+    site = read_site(404, b"", json.dumps(rules).encode(), "Tagtower")
+    assert (site.forbids("https://example.org/a", "Tagtower") == "tdm_reserved") is reserved
+
+
+@pytest.mark.parametrize(
+    ("header", "within", "out"),
+    [
+        (["1"], None, "tdm_reserved"),
+        (["1"], False, ""),
+        (["0"], True, "tdm_reserved"),
+        ([], True, "tdm_reserved"),
+        (["0"], None, ""),
+        (["yes"], None, ""),
+        ([], None, ""),
+    ],
+)
+def test_what_a_page_says_of_its_reservation_goes_before_its_header(header, within, out):
+    assert header_opt_out({"tdm-reservation": header}, "Tagtower", within) == out
+
+
 @pytest.mark.parametrize("text", [b"", b"{", b"[1, null]", b'[{"location": 3}]', b"[" * 100_000])
 def test_reservations_that_cannot_be_read_say_nothing(text):
     assert read_reservations(text) == []

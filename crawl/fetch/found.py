@@ -88,6 +88,7 @@ class Found:
     pictures: list[Picture] = field(default_factory=list)
     refused: list[BadUrl] = field(default_factory=list)  # addresses that are never asked for
     opt_out: str = ""  # the page keeps its pictures out, by this directive
+    reserved: bool | None = None  # whether the page says that it is reserved from text and data mining
     nofollow: bool = False  # the page asks that its links are not followed
     wait_s: float = 0.0  # for which the host asks to be left alone after this answer
 

@@ -12,6 +12,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from protego import Protego
+from w3lib.url import safe_url_string
+
+from crawl.fetch.urls import escaped
 
 MAX_ROBOTS_BYTES = 500 * 2**10  # RFC 9309, 2.5: parsed at least so far
 MAX_ROBOTS_HOPS = 5  # RFC 9309, 2.3.1.2: redirects followed at least so often
@@ -19,6 +22,7 @@ ROBOTS_AGE_S = 24 * 3600.0  # RFC 9309, 2.4: not used longer
 TDM_PATH = "/.well-known/tdmrep.json"
 # Directives that keep a picture out, of X-Robots-Tag and meta robots alike.
 CLOSING = ("noimageai", "noai", "noimageindex", "noindex", "none")
+_ROOT = "http://h/"  # before a pattern, which is no address
 _EVERYBODY = ("robots", "")
 _GROUP = re.compile(r"(?im)(^|\r)([ \t]*user-?agent[ \t]*:[ \t]*)([a-z_-]*)(?:(?<=[a-z_-])[^#\r\n]*)?")  # of robots.txt
 _AGENT = re.compile(r"([A-Za-z][\w-]*)\s*:\s*(.*)", re.S)
@@ -85,7 +89,12 @@ def _group_line(match: re.Match[str], agent: str) -> str:
 
 
 def read_reservations(text: bytes) -> list[tuple[re.Pattern[str], bool]]:
-    """Read tdmrep.json: patterns of paths in order, and whether they are reserved. What cannot be read says nothing."""
+    """Read tdmrep.json: patterns of paths in order, and whether they are reserved. What cannot be read says nothing.
+
+    TDM Reservation Protocol (report of the W3C community group, 2024), section "TDM File on the Origin Server": "The
+    most specific match found MUST be used. The most specific match is the first in sequence." So the first one counts,
+    unlike in robots.txt. A value other than 0 and 1 sets nothing (section "tdm-reservation"); no later rule is asked.
+    """
     try:
         rules = json.loads(text) if text else []
     except (ValueError, RecursionError):
@@ -99,10 +108,21 @@ def read_reservations(text: bytes) -> list[tuple[re.Pattern[str], bool]]:
 
 
 def _path_pattern(location: str) -> re.Pattern[str]:
-    """Translate a pattern as robots.txt has them: `*` is anything, `$` the end, otherwise a prefix."""
-    body, end = (location[:-1], "$") if location.endswith("$") else (location, "")
-    body = re.sub(r"\*+", "*", body)
-    return re.compile(".*".join(map(re.escape, body.split("*"))) + end)
+    """Translate a pattern as robots.txt has them: `*` is anything, `$` the end, otherwise a prefix.
+
+    Escapes are those of canonical addresses, so that they mean the same. `%24` and `%2A` stand for these characters
+    themselves (section "Use of regular expressions"). What lies between two `*` is taken where it comes first, for
+    good: tried at every place it would take for ever on a file that wants it to.
+    """
+    text = escaped(safe_url_string(_ROOT + location).removeprefix(_ROOT))
+    body, end = (text[:-1], r"\Z") if text.endswith("$") else (text, "")
+    first, *pieces = (_literally(piece) for piece in re.sub(r"\*+", "*", body).split("*"))
+    last = [f".*{pieces.pop()}{end}"] if end and pieces else [end]
+    return re.compile("".join([first, *(f"(?>.*?{piece})" for piece in pieces), *last]))
+
+
+def _literally(text: str) -> str:
+    return re.escape(text).replace("%24", r"(?:\$|%24)").replace("%2A", r"(?:\*|%2A)")
 
 
 def opted_out(directives: Iterable[tuple[str, str]], agent: str) -> str:
@@ -138,16 +158,26 @@ def robots_tags(values: Sequence[str]) -> list[tuple[str, str]]:
     return found
 
 
-def header_opt_out(headers: Mapping[str, Sequence[str]], agent: str) -> str:
+def reservation(values: Iterable[str]) -> bool | None:
+    """Return whether values of tdm-reservation reserve something or leave it free; None where they set nothing."""
+    told = {value.strip() for value in values}
+    return True if "1" in told else False if "0" in told else None
+
+
+def header_opt_out(headers: Mapping[str, Sequence[str]], agent: str, within: bool | None = None) -> str:
     """Return why headers keep a picture or a page out, or nothing.
+
+    TDM Reservation Protocol, section "Processing priority": a header supersedes tdmrep.json, and what stands in a page
+    its header. We are more cautious with tdmrep.json: what it reserves is never asked for, whatever a header would say.
 
     Args:
         headers: lower-case name -> values.
         agent: our product name.
+        within: whether the page itself says that it is reserved, None where it says nothing.
     """
     if (directive := opted_out(robots_tags(headers.get("x-robots-tag", ())), agent)) != "":
         return directive
-    reserved = any(value.strip() == "1" for value in headers.get("tdm-reservation", ()))
+    reserved = within if within is not None else reservation(headers.get("tdm-reservation", ()))
     return "tdm_reserved" if reserved else ""
 
 

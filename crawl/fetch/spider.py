@@ -312,7 +312,7 @@ class Fetcher(Spider):
             headers.pop("x-robots-tag", None)
         agent, out, closed = self.options.agent, "", False
         if self.options.opt_outs:
-            out = header_opt_out(headers, agent) or found.opt_out
+            out = header_opt_out(headers, agent, found.reserved) or found.opt_out
             closed = out == "tdm_reserved" or found.nofollow or header_nofollow(headers, agent)
         entries: list[Entry] = [] if out else [*found.pictures, *found.refused]
         entries += [] if closed else found.links

@@ -63,10 +63,10 @@ def canonical(url: str, base: str = "") -> str:
     if port == 0 or not _is_host(host):
         raise BadUrl("malformed_url", text[:_KEPT_CHARS])
     scheme = parts.scheme.lower()
-    path = _plain_path(_escaped(parts.path), text)
+    path = _plain_path(escaped(parts.path), text)
     netloc = f"[{host}]" if ":" in host else host
     netloc += "" if port in (None, SCHEMES[scheme]) else f":{port}"
-    return urlunsplit((scheme, netloc, path, _without_session(_escaped(parts.query)), ""))
+    return urlunsplit((scheme, netloc, path, _without_session(escaped(parts.query)), ""))
 
 
 def _slashed(text: str) -> str:
@@ -84,7 +84,7 @@ def _is_host(host: str) -> bool:
         return False
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
     """Undo escapes that nobody needs, and write the others in capitals."""
     return _ESCAPE.sub(lambda escape: _plain(chr(int(escape.group(1), 16))) or escape.group().upper(), text)
 

@@ -14,6 +14,7 @@ from w3lib.encoding import html_to_unicode
 
 from crawl.fetch.faults import Fault
 from crawl.fetch.found import Answer
+from crawl.fetch.manners import reservation
 from crawl.fetch.urls import BadUrl, canonical
 
 HTML_TYPES = ("text/html", "application/xhtml+xml", "application/vnd.wap.xhtml+xml", "")
@@ -82,9 +83,9 @@ class Page:
         found = self.root.xpath("//meta[@name and @content]")
         return [(str(meta.get("name")).strip(), str(meta.get("content"))) for meta in found]
 
-    def is_reserved(self) -> bool:
-        """Say whether a meta element reserves the page from text and data mining."""
-        return any(name.lower() == "tdm-reservation" and text.strip() == "1" for name, text in self.directives())
+    def reservation(self) -> bool | None:
+        """Say whether meta elements reserve the page from text and data mining, None where they say nothing."""
+        return reservation(text for name, text in self.directives() if name.lower() == "tdm-reservation")
 
     def refreshes(self) -> Iterator[str]:
         """Yield the addresses that meta elements lead on to."""

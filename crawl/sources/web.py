@@ -72,8 +72,10 @@ class Web(Finder):
         """Find links and pictures in a page."""
         page = Page(answer, MAX_HTML_DEPTH)
         directives = page.directives()
+        reserved = page.reservation()
         found = Found(
-            opt_out="tdm_reserved" if page.is_reserved() else opted_out(directives, self.agent),
+            opt_out="tdm_reserved" if reserved else opted_out(directives, self.agent),
+            reserved=reserved,
             nofollow=forbids_following(directives, self.agent),
         )
         if re.search(self.config.page_match, page.url):
