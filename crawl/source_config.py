@@ -219,7 +219,7 @@ class FlickrSource(ApiSource):
     tag_mode: str = "all"  # all of the tags, or any
     user: str = ""  # id of the person whose pictures are looked through; empty: everybody's
     since: str = "2004-01-01"  # day of upload, UTC
-    until: str = ""  # day of upload, that day included; empty: now
+    until: str = ""  # day of upload, that day included; empty: now, and on a refresh what came since
     sizes: list[str] = field(default_factory=lambda: list("lczom"))  # suffixes of versions, the first that there is
 
     def __post_init__(self) -> None:

@@ -175,6 +175,7 @@ class Flickr(PhotoApi):
     max_results: int = 4000
     crowded_s: int = 10**12  # longer spans are said to hold more than that
     fails: tuple = ()  # code and message of every search
+    date: str = "Fri, 01 Jan 2010 00:00:00 GMT"  # of its answers
 
     def answer(self, parameters, headers):
         if parameters.get("api_key") != KEY:
@@ -182,9 +183,7 @@ class Flickr(PhotoApi):
         assert (parameters["format"], parameters["nojsoncallback"]) == ("json", "1")
         if parameters["method"] == "flickr.photos.licenses.getInfo":
             named = [{"id": each, "name": name, "url": url} for each, (name, url) in FLICKR_LICENCES.items()]
-            return Reply(
-                {"licenses": {"license": named}, "stat": "ok"}, headers={"Date": "Fri, 01 Jan 2010 00:00:00 GMT"}
-            )
+            return Reply({"licenses": {"license": named}, "stat": "ok"}, headers={"Date": self.date})
         if self.fails:
             return Reply({"stat": "fail", "code": self.fails[0], "message": self.fails[1]})
         return Reply({"photos": self.found(parameters), "stat": "ok"})

@@ -11,6 +11,7 @@ import crawl.sources.flickr
 from configs.artifacts import ArtifactError
 from crawl.fetch.faults import Fault
 from crawl.fetch.found import API, Answer
+from crawl.fetch.outbox import Outbox
 from crawl.fetch.register import Bounds
 from crawl.source_config import FlickrSource, OpenverseSource, WikimediaSource
 from crawl.sources.api import number, plain_text, text
@@ -449,8 +450,8 @@ def test_flickr_is_asked_for_open_licences_by_their_numbers(flickr_of):
     assert (asked["tags"], asked["tag_mode"], asked["user_id"]) == ("a,b", "all", "1@N01")
     assert (asked["min_upload_date"], asked["max_upload_date"]) == (
         "1262217600",
-        "1262304000",
-    )  # to the Date of the answer
+        str(1262217600 + 2**17 - 1),
+    )  # the Date of the answer is 86,400 seconds on
     assert asked["extras"] == "license,owner_name,tags,machine_tags,description,url_l,url_c,url_z,url_o,url_m"
     assert (asked["media"], asked["safe_search"], asked["api_key"]) == ("photos", "1", KEY)
 
@@ -459,6 +460,48 @@ def test_the_last_day_belongs_to_the_span(flickr_of):
     api = photo_apis.Flickr()
     flickr_of(api, since="1970-01-02", until="1970-01-02")
     assert (api.log[1]["min_upload_date"], api.log[1]["max_upload_date"]) == ("86400", "172799")
+
+
+def asked_spans(api):
+    """Length of the spans that were searched, and their pages; forget them."""
+    searches = [asked for asked in api.log if asked["method"] == "flickr.photos.search"]
+    api.log.clear()
+    return [
+        (int(asked["max_upload_date"]) - int(asked["min_upload_date"]) + 1, int(asked["page"])) for asked in searches
+    ]
+
+
+def refreshed(finder, api, directory):
+    outbox = Outbox(directory / "state.sqlite")
+    outbox.begin_pass(refresh=True)
+    outbox.close()
+    return walked(finder, api, directory)
+
+
+def test_a_refresh_finds_new_uploads_where_it_asked_before(tmp_path, monkeypatch):
+    monkeypatch.setenv("FLICKR_API_KEY", KEY)
+    finder = Flickr(FlickrSource(search=["cat"], since="2009-12-31"))
+    api = photo_apis.Flickr(photos=[photo(number, at=1262217600) for number in range(3)])
+    assert len(walked(finder, api, tmp_path).pictures) == 3
+    assert asked_spans(api) == [(2**17, 1)]
+    api.photos.append(photo(3, at=1262304000))
+    api.date = "Fri, 01 Jan 2010 06:00:00 GMT"
+    assert len(refreshed(finder, api, tmp_path).pictures) == 4
+    assert asked_spans(api) == [(2**17, 1)]
+
+
+def test_a_span_that_time_has_left_behind_is_half_of_the_next(tmp_path, monkeypatch):
+    monkeypatch.setenv("FLICKR_API_KEY", KEY)
+    monkeypatch.setattr(crawl.sources.flickr, "MAX_RESULTS", 4)
+    monkeypatch.setattr(crawl.sources.flickr, "PAGE", 4)
+    finder = Flickr(FlickrSource(search=["cat"], since="2009-12-31"))
+    api = photo_apis.Flickr(photos=[photo(number, at=1262217600) for number in range(4)], max_results=4)
+    walked(finder, api, tmp_path)
+    assert asked_spans(api) == [(2**17, 1)]
+    api.photos.append(photo(4, at=1262217600 + 2**17))
+    api.date = "Sat, 02 Jan 2010 00:00:00 GMT"
+    assert len(refreshed(finder, api, tmp_path).pictures) == 5
+    assert asked_spans(api) == [(2**17, 1), (2**18, 1), (2**17, 1)]  # what was asked before, all, the other half
 
 
 @pytest.mark.parametrize("max_results", [12, 40])

@@ -4,6 +4,11 @@ Documented at https://www.flickr.com/services/api/: flickr.photos.licenses.getIn
 flickr.photos.search answers photos {page, pages, total, photo: [...]} with id, owner, title and the extras asked for:
 license, owner_name, tags, machine_tags, description and url_*. A query shows 4,000 pictures at most, so where there are
 more its span of upload dates is halved, down to a second.
+
+Without `until` the first span is as many seconds long as a power of two, the first that reaches beyond now. So a
+refresh asks the very same questions again, and pictures uploaded meanwhile stand at their end; once time has left a
+span behind, the next is twice as long, and its first half is what was asked before. What is gone from Flickr stays in
+the collection, until it is taken down.
 """
 
 from __future__ import annotations
@@ -75,14 +80,15 @@ class Flickr(Api):
         if not names:
             raise Fault("api_error", f"no licence of Flickr is one of {', '.join(sorted(self.licences))}")
         rules = self.config
+        since = _second_of(rules.since)
         parameters: dict[str, object] = {
             "method": _SEARCH,
             "license": ",".join(names) if self.licences else "",
             "tags": ",".join(rules.tags),
             "tag_mode": rules.tag_mode if rules.tags else "",
             "user_id": rules.user,
-            "min_upload_date": _second_of(rules.since),
-            "max_upload_date": _second_of(rules.until, days=1) - 1 if rules.until else _second_of_answer(now),
+            "min_upload_date": since,
+            "max_upload_date": _second_of(rules.until, days=1) - 1 if rules.until else _beyond(now, since),
             "sort": "date-posted-asc",
             "media": "photos",
             "content_types": 0,
@@ -154,6 +160,12 @@ def _content(value: Any) -> str:
 
 def _second_of(day: str, days: int = 0) -> int:
     return int((datetime.fromisoformat(day).replace(tzinfo=UTC) + timedelta(days=days)).timestamp())
+
+
+def _beyond(now: str, since: int) -> int:
+    """Return the last second of the shortest span of a power of two that begins at `since` and reaches beyond now."""
+    passed = max(0, _second_of_answer(now) - since)
+    return since + (1 << passed.bit_length()) - 1
 
 
 def _second_of_answer(header: str) -> int:
