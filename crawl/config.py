@@ -59,7 +59,7 @@ class FetchOptions:
     read_s: float = 30.0  # between two pieces of an answer
     total_s: float = 180.0  # of one request, from the name to the last byte
     max_bytes: int = 64 * 2**20  # of a picture, before and after decoding
-    max_page_bytes: int = 8 * 2**20  # of a page or a sitemap, before and after decoding
+    max_page_bytes: int = 8 * 2**20  # of a page, before and after decoding; of a sitemap 50 MiB
     max_redirects: int = 5  # one after another
     attempts: int = 3  # at what may pass: timeouts, lost connections, 5xx, 429
     wait_s: float = 30.0  # before the second attempt, twice as long before the third

@@ -8,7 +8,7 @@ import pytest
 from configs.artifacts import ArtifactError
 from crawl.config import FetchOptions
 from crawl.fetch.database import SCHEMA_VERSION, get_meta, opened, set_meta
-from crawl.fetch.found import Link
+from crawl.fetch.found import SITEMAP, Link
 from crawl.fetch.frontier import MAX_SITES_BYTES, Frontier
 from crawl.fetch.manners import ROBOTS_AGE_S
 from crawl.fetch.register import bounds_of
@@ -168,6 +168,20 @@ def test_rules_of_many_sites_take_little_memory(clockwork):
     assert len(crawl.frontier.sites) == 2
     assert len(crawl.times("robots.txt")) == 6
     assert len(crawl.asked) == 6 + 18
+
+
+def test_sitemaps_that_lead_to_further_sitemaps_come_to_an_end(clockwork):
+    crawl = clockwork(max_depth=2, max_per_host=5)
+    told = [crawl.state.add(Link(f"http://a.test/{depth}.xml", SITEMAP), 1, depth) for depth in range(5)]
+    assert not any(told)
+    crawl.state.add(Link("http://b.test/0.xml", SITEMAP), 1, 0)
+    for number in range(10):
+        crawl.state.add(Link(f"http://c.test/{number}.xml", SITEMAP), 1, 1)
+    rows = crawl.state.db.execute("SELECT host, reason, COUNT(*) FROM urls GROUP BY host, reason ORDER BY host, reason")
+    assert rows.fetchall() == [
+        *[("a.test", "", 3), ("a.test", "depth", 2), ("b.test", "", 1)],
+        *[("c.test", "", 5), ("c.test", "host_limit", 5)],
+    ]
 
 
 def test_a_database_of_an_earlier_version_is_brought_up_to_date_and_a_later_one_refused(tmp_path):

@@ -204,6 +204,16 @@ def test_codings_are_undone_in_turn(content, names):
     assert decoded(body, ", ".join(names), 10_000) == content
 
 
+def test_gzip_in_several_members_is_whole():
+    body = b"".join(gzip.compress(bytes([number]) * 3) for number in range(5)) + b"padding behind it"
+    assert decoded(body, "gzip", 15) == b"".join(bytes([number]) * 3 for number in range(5))
+    for bound in (14, 2):
+        with pytest.raises(Fault, match="too_many_bytes"):
+            decoded(body, "gzip", bound)
+    with pytest.raises(Fault, match="damaged_coding"):
+        decoded(gzip.compress(b"") * 1_002, "gzip", 15)
+
+
 @pytest.mark.parametrize(
     ("body", "header", "kind"),
     [

@@ -1,10 +1,13 @@
 """What is read from pages and sitemaps: rules, versions of a picture, links, opt-outs."""
 
 import gzip
+import json
 
 import pytest
 from lxml import html
 
+import crawl.sources.largest
+import crawl.sources.web
 from configs.artifacts import ArtifactError
 from crawl.fetch.faults import Fault
 from crawl.fetch.found import PAGE, SITEMAP, Answer
@@ -128,6 +131,9 @@ def test_odd_pages_are_read_all_the_same(body):
         (" , ,", []),
         ("a.jpg 100w 50h, b.jpg 200w", [((100, 1), "a.jpg"), ((200, 1), "b.jpg")]),
         ("a.jpg nonsense", [((0, 1), "a.jpg")]),
+        ("a.jpg calc(1, 2) 2x, b.jpg (3, 4", [((0, 2), "a.jpg"), ((0, 1), "b.jpg")]),
+        (" " * 200_000, []),
+        (" ," * 100_000 + "a.jpg" + " (" * 100_000, [((0, 1), "a.jpg")]),
         ("data:image/gif;base64,AA== 1x, b.jpg 2x", [((0, 1), "data:image/gif;base64,AA=="), ((0, 2), "b.jpg")]),
     ],
 )
@@ -150,6 +156,76 @@ def test_srcsets_are_split_as_html_has_it(text, expected):
 def test_the_largest_version_comes_first(markup, largest):
     image = html.fragment_fromstring(f"<div>{markup}</div>").find(".//img")
     assert next(versions(image)) == largest
+
+
+@pytest.mark.parametrize(
+    ("content", "leads_to"),
+    [
+        ("0; url=/next", ["/next"]),
+        (" 5.5 , URL = /next ", ["/next"]),
+        ("0;URL='/next'", ["/next"]),
+        ("0;/next", ["/next"]),
+        ("url=/next", ["/next"]),
+        ("30", []),
+        (" " * 100_000 + "x", []),
+        ("1" + " " * 100_000 + "x", []),
+    ],
+)
+def test_a_refresh_leads_on(content, leads_to):
+    found = read(f'<meta http-equiv="refresh" content="{content}">')
+    assert [link.url.removeprefix("https://example.org") for link in found.links] == leads_to
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "<figure>" + "<img src=a>" * 2_000 + "<figcaption>x</figcaption>" * 2_000 + "</figure>",
+        "<picture>" + "<source srcset='a 1w'></source>" * 2_000 + "<img src=b>" * 2_000 + "</picture>",
+    ],
+    ids=["captions", "sources"],
+)
+def test_a_small_page_takes_little_work(body, monkeypatch):
+    """Every picture of it could look at everything else."""
+    steps = []
+    text_of, parse = crawl.sources.web.text_of, crawl.sources.largest.parse_srcset
+    monkeypatch.setattr(crawl.sources.web, "text_of", lambda found: steps.append(0) or text_of(found))
+    monkeypatch.setattr(crawl.sources.largest, "parse_srcset", lambda text: steps.append(0) or parse(text))
+    assert len(read(body).pictures) == 1
+    assert len(steps) < 200 * 2_000
+
+
+def test_what_a_page_says_and_lists_is_kept_within_bounds(monkeypatch):
+    for name, bound in (("MAX_LISTED", 3), ("MAX_TAGS", 2), ("MAX_CHARS", 4)):
+        monkeypatch.setattr(crawl.sources.web, name, bound)
+    images = "".join(f"<img src=/{number}.jpg alt=yyyyyyyyy>" for number in range(5))
+    links = "".join(f"<a rel=tag href=/{number}>{number} and more</a>" for number in range(5))
+    found = read(f"<title>xxxxxxxxx</title>{images}{links}")
+    assert list(shown(found)) == ["/0.jpg", "/1.jpg", "/2.jpg"]
+    about = shown(found)["/2.jpg"]
+    assert about.tags == ("0 an", "1 an")
+    assert (about.provenance["title"], about.provenance["caption"]) == ("xxxx", "yyyy")
+    assert about.provenance["page_url"] == URL
+    assert len(found.links) == 3
+    assert [each.reason for each in found.refused] == ["page_too_long", "page_too_long"]
+
+
+def test_pictures_that_a_graph_names_by_reference_come_with_what_is_said_there():
+    graph = [
+        {"@type": "WebPage", "primaryImageOfPage": {"@id": "#main"}},
+        {"@type": "Article", "keywords": ["fox", "snow"], "headline": "A fox", "image": {"@id": "#main"}},
+        {"@type": "ImageObject", "@id": "#main", "contentUrl": "/l.jpg", "caption": "In snow"},
+        {"@type": "Article", "image": [{"@id": "#nobody"}]},
+    ]
+    found = read(f"<script type='Application/LD+JSON; charset=utf-8'>{json.dumps({'@graph': graph})}</script>")
+    assert list(shown(found)) == ["/l.jpg"]
+    about = shown(found)["/l.jpg"]
+    assert about.tags == ("fox", "snow")
+    assert (about.provenance["title"], about.provenance["caption"]) == ("A fox", "In snow")
+
+
+def test_a_graph_that_refers_in_circles_is_read_once():
+    ring = [{"@id": f"#{n}", "url": f"/{n}.jpg", "image": [{"@id": f"#{m}"} for m in range(30)]} for n in range(30)]
+    assert len(read(f"<script type=application/ld+json>{json.dumps(ring)}</script>").pictures) == 30
 
 
 SITEMAP_XML = b"""<?xml version="1.0"?>

@@ -7,8 +7,12 @@ import zlib
 from crawl.fetch.faults import Fault
 
 ACCEPTED = "gzip, deflate"  # what is asked for; anything else is not decoded
+MAX_MEMBERS = 1_000  # of gzip, one behind another
+_NONE = ("", "identity", "none", "binary", "utf-8")  # the last three are no codings, and mean none
 MAX_CODINGS = 2  # one inside another; more than one is a fault of the server already
-_BOUNDARIES = {"gzip": (31,), "x-gzip": (31,), "deflate": (15, -15)}  # deflate comes with and without zlib's header
+_GZIP_WINDOW = 31
+# Deflate comes with and without zlib's header.
+_BOUNDARIES = {"gzip": (_GZIP_WINDOW,), "x-gzip": (_GZIP_WINDOW,), "deflate": (15, -15)}
 
 
 def decoded(body: bytes, header: str, max_bytes: int) -> bytes:
@@ -23,7 +27,7 @@ def decoded(body: bytes, header: str, max_bytes: int) -> bytes:
         Fault: unknown_coding, nested_codings, damaged_coding or too_many_bytes.
     """
     names = [name.strip().lower() for name in header.split(",")]
-    names = [name for name in names if name not in ("", "identity")]
+    names = [name for name in names if name not in _NONE]
     if len(names) > MAX_CODINGS:
         raise Fault("nested_codings", f"{len(names)} codings, limit {MAX_CODINGS}")
     for name in reversed(names):
@@ -51,10 +55,15 @@ def _unpacked_raw(body: bytes, window: int, max_bytes: int) -> bytes:
 
 
 def _inflated(body: bytes, window: int, max_bytes: int) -> bytes:
-    inflater = zlib.decompressobj(window)
-    content = inflater.decompress(body, max_bytes + 1)
-    if len(content) > max_bytes:
-        raise Fault("too_many_bytes", f"unpacks to more than {max_bytes} bytes")
-    if not inflater.eof:
-        raise Fault("damaged_coding", "the compressed stream ends early")
-    return content
+    members: list[bytes] = []
+    left = max_bytes
+    while not members or (window == _GZIP_WINDOW and body.startswith(b"\x1f\x8b")):
+        inflater = zlib.decompressobj(window)
+        members.append(inflater.decompress(body, left + 1))
+        left -= len(members[-1])
+        if left < 0:
+            raise Fault("too_many_bytes", f"unpacks to more than {max_bytes} bytes")
+        if not inflater.eof or len(members) > MAX_MEMBERS:
+            raise Fault("damaged_coding", "the compressed stream ends early, or is in too many pieces")
+        body = inflater.unused_data
+    return b"".join(members)

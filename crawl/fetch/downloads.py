@@ -19,12 +19,14 @@ from twisted.web.http import PotentialDataLoss
 from twisted.web.http_headers import Headers
 
 from crawl.fetch.codings import decoded
-from crawl.fetch.connect import GuardedEndpoints, Limits, SystemResolver
+from crawl.fetch.connect import MAX_HEAD_BYTES, GuardedEndpoints, Limits, SystemResolver
 from crawl.fetch.faults import Fault
+from crawl.fetch.found import MAX_SITEMAP_BYTES
 
 log = logging.getLogger(__name__)
 
-_IDLE_S = 10  # an unused connection is kept this long, less than most servers keep theirs
+_IDLE_S = 4  # an unused connection is kept this long, less than most servers keep theirs (Apache and Node 5)
+wire.HTTPParser.MAX_LENGTH = MAX_HEAD_BYTES  # of one line, for which Twisted has a quarter and no name
 _KINDS: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], str], ...] = (
     (error.DNSLookupError, "dns"),
     ((TlsError, VerificationError), "tls"),
@@ -51,7 +53,8 @@ class GuardedDownloads(BaseDownloadHandler):
         self._reactor: Any = reactor
         options = crawler.settings["FETCH"]
         self._total_s = options.total_s
-        limits = Limits(options.connect_s, options.read_s, options.max_bytes, tuple(options.allow_hosts))
+        most = max(options.max_bytes, options.max_page_bytes, MAX_SITEMAP_BYTES)  # a request may bring less
+        limits = Limits(options.connect_s, options.read_s, most, tuple(options.allow_hosts))
         self._pool = HTTPConnectionPool(reactor)
         self._pool.retryAutomatically = False  # when and how often is decided in one place
         self._pool.maxPersistentPerHost = options.per_host

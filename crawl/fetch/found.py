@@ -13,6 +13,7 @@ from crawl.fetch.urls import BadUrl
 # Kinds of addresses: read for links and pictures; read as a sitemap; asked of a documented API, for which robots.txt
 # does not speak; fetched as a picture.
 PAGE, SITEMAP, API, PICTURE = range(4)
+MAX_SITEMAP_BYTES = 50 * 2**20  # sitemaps.org's own limit, unpacked
 KINDS = ("page", "sitemap", "api", "picture")
 
 

@@ -23,7 +23,7 @@ from crawl.fetch.database import (
     set_meta,
     transaction,
 )
-from crawl.fetch.found import API, PAGE, PICTURE, About, Entry, Link, Picture
+from crawl.fetch.found import API, PAGE, PICTURE, SITEMAP, About, Entry, Link, Picture
 from crawl.fetch.shares import WHOLE, Share
 from crawl.fetch.urls import BadUrl, canonical, host_of, pattern_of
 
@@ -107,8 +107,8 @@ class Register:
         if self.db.execute("SELECT 1 FROM urls WHERE url = ?", (url,)).fetchone():
             return
         host, reason = host_of(url), ""
-        if kind in (PAGE, API):
-            reason = self._beyond(host, pattern_of(url), depth if kind == PAGE else 0)
+        if kind != PICTURE:  # sitemaps are as many as they like where they stand side by side
+            reason = self._beyond(host, "" if kind == SITEMAP else pattern_of(url), 0 if kind == API else depth)
         self.insert(url, host, kind, depth, REFUSED if reason else TODO, reason)
 
     def _beyond(self, host: str, pattern: str, depth: int) -> str:
@@ -124,14 +124,14 @@ class Register:
         pages, barren = counts.get(pattern, (0, 0))
         if counts.get("", (0, 0))[0] >= self.bounds.max_per_host:
             return "host_limit"
-        if pages >= self.bounds.max_per_pattern:
+        if pattern and pages >= self.bounds.max_per_pattern:
             return "pattern_limit"
         if barren >= self.bounds.max_barren:
             return "barren_pattern"
         self.db.executemany(
             "INSERT INTO patterns (host, pattern, pages) VALUES (?, ?, 1) "
             "ON CONFLICT (host, pattern) DO UPDATE SET pages = pages + 1",
-            [(host, ""), (host, pattern)],
+            {(host, ""), (host, pattern)},
         )
         return ""
 

@@ -20,7 +20,7 @@ from crawl.config import FetchOptions
 from crawl.fetch.codings import ACCEPTED
 from crawl.fetch.database import get_meta
 from crawl.fetch.faults import TRANSIENT, Fault, Refusal
-from crawl.fetch.found import API, PAGE, PICTURE, SITEMAP, Answer, Entry, Finder, Found
+from crawl.fetch.found import API, MAX_SITEMAP_BYTES, PAGE, PICTURE, SITEMAP, Answer, Entry, Finder, Found
 from crawl.fetch.frontier import ROBOTS, Frontier
 from crawl.fetch.manners import header_nofollow, header_opt_out, retry_after_s
 from crawl.fetch.process import Order
@@ -34,7 +34,6 @@ log = logging.getLogger(__name__)
 LIST_AHEAD = 20_000  # addresses of a list that wait in the database
 LIST_PIECE = 500
 MAX_ROBOTS_BYTES = 4 * 2**20  # that come; of these fewer are read
-MAX_SITEMAP_BYTES = 50 * 2**20  # sitemaps.org's own limit
 POLL_S = 1.0  # between two looks at what waits for the gate
 _OK = (200, 203)
 _MOVED = (301, 302, 303, 307, 308)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 # Attributes in which galleries keep the original, those in which lazy loaders keep the picture, and srcsets.
@@ -23,7 +24,10 @@ _LAZY = ("data-src", "data-lazy-src", "data-lazy", "data-url", "data-image", "da
 _SRCSETS = ("srcset", "data-srcset", "data-lazy-srcset")
 _UNUSABLE_TYPES = re.compile(r"image/(svg|jxl|heic|heif|jp2|jpx)", re.I)
 _PICTURE_FILE = re.compile(r"\.(jpe?g|png|gif|webp|avif|bmp|tiff?)$", re.I)
-_CANDIDATE = re.compile(r"\s*,*\s*(\S+)((?:\s+[^\s,(]+(?:\([^)]*\))?)*)\s*(?:,|$)")
+_BEFORE_CANDIDATE = re.compile(r"[\s,]*")
+_CANDIDATE = re.compile(r"\S*")
+_DESCRIPTORS = re.compile(r"(?:[^,(]|\([^)]*\)?)*")  # commas in brackets part nothing
+_MAX_SOURCES = 50  # of one picture element
 
 
 def is_picture_file(url: str) -> bool:
@@ -43,14 +47,15 @@ def versions(element: Any) -> Iterator[str]:
     if element.tag == "picture":
         for image in element.iterfind(".//img"):
             yield from versions(image)
-        yield from _from_sets(element.iter("source"))
+        yield from _from_sets(islice(element.iter("source"), _MAX_SOURCES))
         return
     for parent in element.iterancestors("a"):
         if is_picture_file(parent.get("href") or ""):
             yield parent.get("href")
     yield from _given(element, _ORIGINALS)
     around = next(element.iterancestors("picture"), None)  # libxml2 puts what follows a source inside it
-    yield from _from_sets([element, *(around.iter("source") if around is not None else ())])
+    sources = [] if around is None else islice(around.iter("source"), _MAX_SOURCES)
+    yield from _from_sets([element, *sources])
     yield from _given(element, (*_LAZY, "src", "href", "content", "poster"))
 
 
@@ -80,18 +85,21 @@ def parse_srcset(text: str) -> list[tuple[tuple[float, float], str]]:
     """
     found = []
     position = 0
-    while match := _CANDIDATE.match(text, position):
-        url, descriptors = match.group(1), match.group(2).split()
-        if url.endswith(","):  # an address without descriptor ends with the comma
-            url, descriptors, end = url.rstrip(","), [], match.end(1)
-        else:
-            end = match.end()
+    while position < len(text):  # each step of which takes time by what it passes: pages may be made to take more
+        url, position = _matched(_CANDIDATE, text, _matched(_BEFORE_CANDIDATE, text, position)[1])
+        descriptors = ""
+        if not url.endswith(","):  # with which an address without descriptor ends
+            descriptors, position = _matched(_DESCRIPTORS, text, position)
         if url:
-            found.append((_size(descriptors), url))
-        if end <= position:
-            break
-        position = end
+            found.append((_size(descriptors.split()), url.rstrip(",")))
     return found
+
+
+def _matched(pattern: re.Pattern[str], text: str, position: int) -> tuple[str, int]:
+    """Return what a pattern that always matches takes from a position on, and where it ends."""
+    match = pattern.match(text, position)
+    assert match is not None
+    return match.group(), match.end()
 
 
 def _size(descriptors: list[str]) -> tuple[float, float]:

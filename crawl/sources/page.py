@@ -19,7 +19,7 @@ from crawl.fetch.urls import BadUrl, canonical
 
 HTML_TYPES = ("text/html", "application/xhtml+xml", "application/vnd.wap.xhtml+xml", "")
 _BLANKS = re.compile(r"\s+")
-_REFRESH = re.compile(r"^\s*[\d.]*\s*[;,]?\s*url\s*=\s*['\"]?([^'\">]*)", re.I)
+_REFRESH = re.compile(r"[\d.]*\s*(?:[;,]\s*(?:url\s*=\s*)?|url\s*=\s*)['\"]?([^'\">]*)", re.I)
 _SILENT = re.compile(r"\s*(mailto|javascript|tel|sms|about|blob|whatsapp|skype|android-app|ios-app):", re.I)
 
 
@@ -90,7 +90,7 @@ class Page:
     def refreshes(self) -> Iterator[str]:
         """Yield the addresses that meta elements lead on to."""
         for content in self.root.xpath("//meta[translate(@http-equiv, 'REFSH', 'refsh') = 'refresh']/@content"):
-            if match := _REFRESH.match(str(content)):
+            if match := _REFRESH.match(str(content).strip()):
                 yield match.group(1)
 
     def select(self, selector: str, within: Any = None) -> list[Any]:

@@ -12,12 +12,11 @@ from lxml import etree
 
 from crawl.fetch.codings import decoded
 from crawl.fetch.faults import Fault
-from crawl.fetch.found import SITEMAP, About, Answer, Entry, Found, Link, Picture
+from crawl.fetch.found import MAX_SITEMAP_BYTES, SITEMAP, About, Answer, Entry, Found, Link, Picture
 from crawl.fetch.urls import BadUrl, canonical, host_of, origin_of
 from crawl.sources.item import clean_text
 from crawl.sources.web import Web
 
-MAX_BYTES = 50 * 2**20  # sitemaps.org's own limit, unpacked
 _GZIP = b"\x1f\x8b"
 _IN_ROBOTS = re.compile(rb"^[ \t]*sitemap[ \t]*:[ \t]*(\S+)", re.I | re.M)
 _SAID = {"title": "title", "caption": "caption", "license": "licence"}
@@ -39,7 +38,7 @@ class Sitemap(Web):
         """
         if answer.kind != SITEMAP:
             return super().read(answer)
-        body = decoded(answer.body, "gzip", MAX_BYTES) if answer.body.startswith(_GZIP) else answer.body
+        body = decoded(answer.body, "gzip", MAX_SITEMAP_BYTES) if answer.body.startswith(_GZIP) else answer.body
         found = Found()
         if answer.url.endswith("/robots.txt"):
             named = (match.decode("utf-8", "replace") for match in _IN_ROBOTS.findall(body))

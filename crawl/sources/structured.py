@@ -13,27 +13,64 @@ from extruct.w3cmicrodata import MicrodataExtractor
 from crawl.sources.page import Described, Page
 
 MAX_NESTING = 40
+_LINKED_DATA = (
+    "//script[starts-with(normalize-space(translate(@type, 'APLICTONDJS', 'aplictondjs')), 'application/ld+json')]"
+)
 _PICTURE_TYPES = {"ImageObject", "Photograph", "Photo", "Painting", "VisualArtwork", "Drawing"}
 _ADDRESSES = ("contentUrl", "url", "@id")
-_PICTURES = ("image", "photo", "primaryImageOfPage", "associatedMedia")
+_PICTURES = {"image", "photo", "primaryImageOfPage", "associatedMedia"}
 # What leads to people, firms and small versions, whose pictures are not meant.
 _ASIDE = {"logo", "publisher", "author", "creator", "thumbnail", "thumbnailUrl", "provider", "copyrightHolder", "brand"}
 
 
 def described_pictures(page: Page, separator: str) -> list[Described]:
     """Return the pictures that a page describes: those of JSON-LD and microdata, else those of OpenGraph."""
-    nodes = [*_json_ld(page), *_microdata(page)]
+    nodes = [*_with_references(list(_json_ld(page)), separator), *_microdata(page)]
     found = [picture for node in nodes for picture in _pictures(node, Described(), separator, 0)]
     return found or _open_graph(page)
 
 
 def _json_ld(page: Page) -> Iterator[Any]:
     extractor = JsonLdExtractor()
-    for script in page.root.xpath("//script[@type='application/ld+json']"):
+    for script in page.root.xpath(_LINKED_DATA):
+        script.set("type", "application/ld+json")  # the one spelling that extruct knows
         try:
             yield from extractor.extract_items(script)
         except (ValueError, RecursionError):  # one broken script says nothing of the others
             continue
+
+
+def _with_references(nodes: list[Any], separator: str) -> list[Any]:
+    """Put pictures where nodes name them by their @id alone, as the graphs of many blogs do."""
+    named = {each["@id"]: each for each in _objects(nodes) if isinstance(each.get("@id"), str) and len(each) > 1}
+    for node in _objects(nodes):
+        for name in _PICTURES & node.keys():
+            value = node[name]
+            node[name] = [_referred(each, named, separator) for each in (value if isinstance(value, list) else [value])]
+    return nodes
+
+
+def _objects(nodes: list[Any]) -> Iterator[dict[str, Any]]:
+    waiting = list(nodes)
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, dict):
+            yield node
+            waiting.extend(node.values())
+        elif isinstance(node, list):
+            waiting.extend(node)
+
+
+def _referred(value: Any, named: dict[str, dict[str, Any]], separator: str) -> Any:
+    """Return a picture that is named by its @id as an object of texts alone: references may go round in circles."""
+    if not isinstance(value, dict) or value.keys() - {"@id", "@type"} or not isinstance(value.get("@id"), str):
+        return value
+    node = named.get(value["@id"], {})
+    if not (url := _first_text(node, _ADDRESSES[:2])):
+        return value
+    said = _with(Described(), node, separator)
+    texts = {"name": said.title, "caption": said.caption, "license": said.licence, "author": said.author}
+    return {"contentUrl": url, "keywords": list(said.tags), **texts}
 
 
 def _microdata(page: Page) -> Iterator[Any]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 from configs.artifacts import ArtifactError
 from crawl.fetch.found import About, Answer, Entry, Finder, Found, Link, Picture
@@ -18,13 +18,18 @@ from crawl.sources.largest import is_picture_file, versions
 from crawl.sources.page import Described, Page, check_selector, text_of
 
 SELECTORS = ("block", "picture", "tags", "title", "caption", "licence", "author")
+MAX_LISTED = 20_000  # pictures, or links, of a page: more would hold up all other hosts
+MAX_TAGS = 1_000  # of a picture, and
+MAX_CHARS = 2_000  # of a tag or text: a page that says this much of every picture would fill the disk
 MAX_HTML_DEPTH = 200  # libxml2 leaves out what is deeper than 256, so that the page would be read in part
 _FURNITURE = "ancestor::nav or ancestor::header[not(ancestor::article)] or ancestor::footer or ancestor::aside"
 _KEYWORDS = "//meta[translate(@name, 'KEYWORDS', 'keywords') = 'keywords' or @property = 'article:tag']"
-_HAS_DATA = "boolean(//script[@type='application/ld+json'] | //*[@itemscope] | //meta[starts-with(@property, 'og:')])"
+_HAS_DATA = "boolean(//script[@type] | //*[@itemscope] | //meta[starts-with(@property, 'og:')])"
 _TAG_LINKS = "a[rel~=tag]"
 _LICENCE = "//a[contains(concat(' ', @rel, ' '), ' license ')]/@href | //link[@rel = 'license']/@href"
 _AUTHOR = "//meta[@name = 'author'] | //a[@rel = 'author']"
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,7 @@ class Web(Finder):
         """Yield the pages to read after this one."""
         elements = [element for selector in self.config.follow for element in page.select(selector)]
         written = [each if isinstance(each, str) else each.get("href") or "" for each in elements]
-        for text in [*written, *page.refreshes()]:
+        for text in self._bounded(page, [*page.refreshes(), *written]):
             url = page.address(text)
             if url and self._may_follow(url):
                 yield url
@@ -124,17 +129,25 @@ class Web(Finder):
         if self.config.picture:
             chosen = page.select(self.config.picture, block)
         elif self.config.structured and block is None and (described := self._described(page)):
-            for each in described:
-                if url := page.address(each.url):
+            for each in self._bounded(page, described):
+                if (url := page.address(each.url)) not in ("", page.url):
                     yield Picture(url, self._about(page, block, common, each, url))
             return
         else:
             chosen = [
                 each for each in _all_pictures(page, block) if block is not None or not self._leads_on(page, each)
             ]
-        for element in chosen:
+        captions: dict[Any, str] = {}
+        for element in self._bounded(page, chosen):
             if url := self._largest(page, element):
-                yield Picture(url, self._about(page, block, common, _said_beside(element), url))
+                yield Picture(url, self._about(page, block, common, _said_beside(element, captions), url))
+
+    @staticmethod
+    def _bounded(page: Page, listed: Sequence[_T]) -> Sequence[_T]:
+        """Return what is looked at of a list on a page, and note where that is not all."""
+        if len(listed) > MAX_LISTED:
+            page.refused.append(BadUrl("page_too_long", f"{page.url}#{len(listed)}-where-{MAX_LISTED}-are-read"))
+        return listed[:MAX_LISTED]
 
     def _described(self, page: Page) -> list[Described]:
         if not page.root.xpath(_HAS_DATA):
@@ -171,7 +184,7 @@ class Web(Finder):
         if not rules.tags:
             tags = page.texts(_TAG_LINKS, block) + (self._split(page.texts(_KEYWORDS)) if whole else [])
         return _Common(
-            tags=tuple(dict.fromkeys(map(clean_text, tags))),
+            tags=_kept(tags),
             title=_one(page, rules.title, block) or (_one(page, "title", None) if whole else ""),
             licence=_one(page, rules.licence or _LICENCE, block if rules.licence else None),
             author=_one(page, rules.author or _AUTHOR, block if rules.author else None),
@@ -189,12 +202,16 @@ class Web(Finder):
             "caption": caption,
             "licence": (common.licence if rules.licence else said.licence) or common.licence,
             "author": (common.author if rules.author else said.author) or common.author,
-            "page_url": page.url,
         }
-        given = {name: clean_text(text) for name, text in provenance.items() if text}
+        given = {name: clean_text(text)[:MAX_CHARS] for name, text in provenance.items() if text}
+        given["page_url"] = page.url
         group = {"page": page.url, "author": given.get("author", ""), "host": host_of(url)}.get(rules.group, "")
-        tags = common.tags if rules.tags or not said.tags else tuple(map(clean_text, said.tags))
+        tags = common.tags if rules.tags or not said.tags else _kept(said.tags)
         return About(tags=tags, provenance={**given, "group": group} if group else given)
+
+
+def _kept(tags: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(clean_text(tag)[:MAX_CHARS] for tag in islice(tags, MAX_TAGS)))
 
 
 def _one(page: Page, selector: str, within: Any) -> str:
@@ -204,17 +221,25 @@ def _one(page: Page, selector: str, within: Any) -> str:
 def _all_pictures(page: Page, block: Any) -> list[Any]:
     """Return the embedded pictures of a page that is not furniture, and links that lead to nothing but a picture."""
     start = page.root if block is None else block
-    embedded = [each for each in start.xpath(".//img") if block is not None or not each.xpath(_FURNITURE)]
+    embedded = start.xpath(".//img" if block is not None else f".//img[not({_FURNITURE})]")
     linked = [a for a in start.xpath(".//a[@href][not(.//img)]") if is_picture_file(a.get("href"))]
     return [*embedded, *linked]
 
 
-def _said_beside(element: Any) -> Described:
-    """Return what stands in an element and in the figure around it."""
+def _said_beside(element: Any, captions: dict[Any, str]) -> Described:
+    """Return what stands in an element and in the figure around it.
+
+    Args:
+        element: a picture, or its address.
+        captions: of figures that were looked into, which may hold many pictures.
+    """
     if isinstance(element, str):
         return Described()
-    captions = [text_of(caption) for figure in element.iterancestors("figure") for caption in figure.iter("figcaption")]
-    caption = next(filter(None, captions), "") or text_of(element.get("alt") or "")
+    for figure in element.iterancestors("figure"):
+        if figure not in captions:
+            captions[figure] = next(filter(None, map(text_of, figure.iter("figcaption"))), "")
+    told = (captions[figure] for figure in element.iterancestors("figure"))
+    caption = next(filter(None, told), "") or text_of(element.get("alt") or "")
     title = element.get("title") or (text_of(element) if element.tag == "a" else "")
     return Described(title=text_of(title), caption=caption)
 
