@@ -5,6 +5,7 @@ from collections import Counter
 import pytest
 
 import crawl.collect
+import crawl.fetch.process
 from configs.artifacts import read_manifest
 from crawl.collect import collect
 from crawl.config import FetchOptions
@@ -15,6 +16,7 @@ from crawl.fetch.outbox import Outbox, Rest
 from crawl.fetch.report import write_report
 from crawl.fetch.state import Answered, State
 from crawl.sources.network import crawl_directory
+from tests.forked import QuickProcesses
 from tests.gallery_server import Gallery
 from tests.photo_apis import BOUNDS
 from tests.test_crawl_state import expected_of, gallery_config, list_config, rows_of
@@ -33,6 +35,7 @@ def web():
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
     monkeypatch.setattr(crawl.collect, "IsolatedGate", QuickGate)
+    monkeypatch.setattr(crawl.fetch.process, "subprocess", QuickProcesses)
 
 
 @pytest.fixture

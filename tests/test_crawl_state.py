@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 import crawl.collect
+import crawl.fetch.process
 from configs.artifacts import ArtifactError, read_manifest
 from configs.compose import Paths
 from crawl.collect import collect
@@ -24,6 +25,7 @@ from crawl.records import image_id_of
 from crawl.shards import Collection, ShardWriter
 from crawl.source_config import UrlsSource, WebSource
 from crawl.tombstones import Tombstone, Tombstones, address_digest
+from tests.forked import QuickProcesses
 from tests.gallery_server import PICTURES, Gallery
 from tests.test_crawl_web import fetch_options, outcomes, tags_of
 from tests.tiny import QuickGate
@@ -40,6 +42,7 @@ def web():
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
     monkeypatch.setattr(crawl.collect, "IsolatedGate", QuickGate)
+    monkeypatch.setattr(crawl.fetch.process, "subprocess", QuickProcesses)
 
 
 def list_config(web, folder, rows, **values):
