@@ -26,12 +26,13 @@ from crawl.compact import compact
 from crawl.config import TakedownConfig
 from crawl.fetch.database import REFUSED, opened, transaction
 from crawl.fetch.found import About
+from crawl.fetch.recall import addresses_of, fetched_from
 from crawl.ingest import Accepted
 from crawl.ingest.wire import unpack_verdict
 from crawl.records import image_id_of
 from crawl.shards import JpegReader, committed_shards
 from crawl.sources.network import DATABASE
-from crawl.tombstones import TAKEN_DOWN, TOMBSTONES_FILE, Tombstone, Tombstones, address_digest, jpeg_digest
+from crawl.tombstones import TAKEN_DOWN, TOMBSTONES_FILE, Tombstone, Tombstones, address_digests, jpeg_digest
 from crawl.traces import features_of, search, tells
 
 log = logging.getLogger(__name__)
@@ -63,16 +64,22 @@ def pictures(directory: Path) -> Iterator[Held]:
 
 def chosen(cfg: TakedownConfig, directory: Path) -> list[Held]:
     """Return the pictures that a config names, and those whose stored JPEG is the same, byte for byte."""
-    ids = set(cfg.images)
-    urls, pages = ({address_digest(url) for url in each} for each in (cfg.urls, cfg.pages))
+    urls, pages = (set().union(*map(address_digests, each)) for each in (cfg.urls, cfg.pages))
 
-    def named(held: Held) -> bool:
-        by_url = bool(urls and held.source_url) and address_digest(held.source_url) in urls
-        by_page = bool(pages and held.page_url) and address_digest(held.page_url) in pages
-        return held.image_id in ids or by_url or by_page
+    def is_picture(url: str) -> bool:
+        return bool(urls and url) and not urls.isdisjoint(address_digests(url))
 
-    found = [held for held in pictures(directory) if named(held)]
+    def is_page(url: str) -> bool:
+        return bool(pages and url) and not pages.isdisjoint(address_digests(url))
+
+    ids = set(cfg.images) | (fetched_from(_databases(cfg), is_picture, is_page) if urls or pages else set())
+    held = pictures(directory)
+    found = [each for each in held if each.image_id in ids or is_picture(each.source_url) or is_page(each.page_url)]
     return [*found, *_same_jpegs(found, directory)]
+
+
+def _databases(cfg: TakedownConfig) -> list[Path]:
+    return sorted(cfg.paths.artifact("crawls").rglob(DATABASE))
 
 
 def _same_jpegs(found: Iterable[Held], directory: Path) -> list[Held]:
@@ -105,6 +112,9 @@ def _tombstones(cfg: TakedownConfig, directory: Path, known: Tombstones) -> list
         )
     date = datetime.now(UTC).isoformat(timespec="seconds")
     features = features_of([Path(cfg.paths.data)], ids)
+    sources = addresses_of(_databases(cfg), ids)
+    for held in found:
+        sources[held.image_id] |= {held.source_url} - {""}
     reader = JpegReader(directory)
     try:
         stones = [
@@ -112,7 +122,7 @@ def _tombstones(cfg: TakedownConfig, directory: Path, known: Tombstones) -> list
                 image_id=held.image_id,
                 reason=cfg.reason,
                 date=date,
-                addresses=(address_digest(held.source_url),) if held.source_url else (),
+                addresses=tuple(sorted(set().union(*map(address_digests, sources[held.image_id])))),
                 jpeg=jpeg_digest(_read(reader, held)),
                 features=tuple(sorted(features[held.image_id])),
             )
@@ -122,7 +132,7 @@ def _tombstones(cfg: TakedownConfig, directory: Path, known: Tombstones) -> list
         reader.close()
     alone = [url for url in (*cfg.urls, *cfg.pages) if not known.is_taken_down(urls=[url])]
     covered = {address for stone in stones for address in stone.addresses}
-    addresses = tuple(each for each in map(address_digest, alone) if each not in covered)
+    addresses = tuple(each for url in alone for each in sorted(address_digests(url)) if each not in covered)
     return [*stones, *([Tombstone(reason=cfg.reason, date=date, addresses=addresses)] if addresses else [])]
 
 
@@ -141,7 +151,7 @@ def takedown(cfg: TakedownConfig) -> Path:
         after = before.add(_tombstones(cfg, directory, before))
         log.info("%d tombstones, %d of them new", len(after.all), len(after.all) - len(before.all))
         log.info("%d shards rewritten", compact(directory))
-        for database in sorted(cfg.paths.artifact("crawls").rglob(DATABASE)):
+        for database in _databases(cfg):
             forget_crawl(database, after)
     failed = [module for module in FORGETTING if _status(module, cfg)]
     if failed:

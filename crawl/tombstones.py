@@ -16,6 +16,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from configs.artifacts import ArtifactError, atomic_write
+from crawl.fetch.urls import BadUrl, canonical
 
 TOMBSTONES_FILE = "tombstones"
 TAKEN_DOWN = "taken_down"  # reason of a refusal
@@ -42,6 +43,14 @@ def address_digest(url: str) -> str:
     host = parts.netloc.rpartition("@")[2].lower().removesuffix(":443").removesuffix(":80")
     query = f"?{parts.query}" if parts.query else ""
     return hashlib.sha256(f"{host}{parts.path or '/'}{query}".encode(errors="replace")).hexdigest()
+
+
+def address_digests(url: str) -> set[str]:
+    """Name an address as it is written, and as a crawl of the network writes it."""
+    try:
+        return {address_digest(url), address_digest(canonical(url))}
+    except BadUrl:
+        return {address_digest(url)}
 
 
 def jpeg_digest(jpeg: bytes) -> str:

@@ -297,6 +297,51 @@ def test_by_page_all_its_pictures_go_and_it_is_never_asked_for(small):
     assert not stones.is_taken_down(urls=["https://example.org/4.jpg"])
 
 
+def crawled(paths, name, urls, mentions=()):
+    """Write the state of a crawl: rows of id, address, redirect and picture, and of picture, page and text."""
+    database = paths.artifact("crawls") / name / "state.sqlite"
+    database.parent.mkdir(parents=True)
+    with closing(opened(database)) as db:
+        for url_id, url, target, number in urls:
+            image_id = f"{number:016x}" if number else None
+            db.execute("INSERT INTO urls (id, url, host, kind, state, target, image_id) VALUES (?, ?, '', 2, 2, ?, ?)",
+                       (url_id, url, target, image_id))  # fmt: skip
+        db.executemany("INSERT INTO mentions VALUES (?, ?, ?)", mentions)
+
+
+@pytest.mark.parametrize(
+    "asked_for",
+    [
+        {"urls": ["https://cdn.test/equal.jpg"]},  # whose bytes came before from another address
+        {"urls": ["https://example.org/moved"]},
+        {"urls": ["https://part.test/away"]},  # through two parts
+        {"urls": ["https://example.org/p%6fsitively/../mov%65d"]},
+        {"pages": ["https://blog.test/"]},
+        {"pages": ["https://old.test/"]},
+        {"pages": ["https://rows.test/page"]},
+    ],
+)
+def test_what_came_from_several_places_goes_by_any_of_them(small, asked_for):
+    said = '[[], [], {"page_url": "https://rows.test/page"}, {}]'
+    first = [(1, "https://example.org/1.jpg", None, 1), (2, "https://cdn.test/equal.jpg", None, 1)]
+    moved = [(3, "https://example.org/moved", 1, None), (4, "https://blog.test/", None, None)]
+    crawled(small, "web", [*first, *moved, (5, "https://old.test/", 4, None)], [(3, 4, "[]"), (2, -1, said)])
+    crawled(
+        small, "urls/parts/0", [(1, "https://part.test/away", 2, None), (2, "https://cdn.test/equal.jpg", None, None)]
+    )
+    takedown(TakedownConfig(small, reason="asked", **asked_for))
+    assert left(small) == ["2", "3", "4"]
+    stones = Tombstones(small.artifact("collection"))
+    for url in (first[1][1], first[0][1], *asked_for.get("urls", ()), *asked_for.get("pages", ())):
+        assert stones.is_taken_down(urls=[url])
+
+
+@pytest.mark.parametrize("spelling", ["https://münchen.test/ü.jpg", "https://xn--mnchen-3ya.test/%c3%bc.jpg"])
+def test_an_address_is_taken_down_as_browsers_and_crawls_write_it(small, spelling):
+    takedown(TakedownConfig(small, urls=[spelling], reason="asked"))
+    assert Tombstones(small.artifact("collection")).is_taken_down(urls=["https://xn--mnchen-3ya.test/%C3%BC.jpg"])
+
+
 def test_a_crawl_forgets_what_it_fetched_and_keeps_its_address_as_refused(small):
     database = small.artifact("crawls") / "web-00000000" / "state.sqlite"
     database.parent.mkdir(parents=True)
