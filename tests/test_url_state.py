@@ -2,6 +2,7 @@
 
 import pytest
 
+import crawl.fetch.outbox
 from crawl.fetch.database import DONE, FAILED, REFUSED, TODO
 from crawl.fetch.faults import Refusal
 from crawl.fetch.found import PAGE, PICTURE, About, Link, Picture
@@ -65,6 +66,19 @@ def parcels_of(tmp_path):
     found = [(parcel.url, parcel.about.tags, parcel.body, parcel.reason) for parcel in outbox.parcels(0)]
     outbox.close()
     return found
+
+
+@pytest.mark.parametrize(("piece_bytes", "held"), [(10, [2, 2, 1, 0]), (1, [1, 1, 1, 1, 1, 0]), (1000, [5, 0])])
+def test_few_large_pictures_are_held_at_a_time(piece_bytes, held, state, tmp_path, monkeypatch):
+    monkeypatch.setattr(crawl.fetch.outbox, "_PIECE_BYTES", piece_bytes)
+    state.add_entries([Picture(f"{GALLERY}/{number}.jpg") for number in range(5)], 0, True)
+    for number, job in enumerate(state.jobs("gallery.test", 1e18, 100)):
+        state.take(job)
+        state.finish_picture(job, f"{number:016x}", bytes(5), Answered(200))
+    pieces, read = [], Outbox._piece
+    monkeypatch.setattr(Outbox, "_piece", lambda self, after: (pieces.append(read(self, after)), pieces[-1])[1])
+    assert [url for url, *_ in parcels_of(tmp_path)] == [f"{GALLERY}/{number}.jpg" for number in range(5)]
+    assert list(map(len, pieces)) == held
 
 
 @pytest.mark.parametrize("reason", ["wrong_type", "too_many_bytes"])

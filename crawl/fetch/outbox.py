@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +24,8 @@ from crawl.fetch.database import (
 )
 from crawl.fetch.found import PICTURE, About
 
-_PIECE = 64  # rows that are read at a time, with their bytes
+_PIECE = 64  # rows that are read at a time, with their bytes, and
+_PIECE_BYTES = 8 * 2**20  # no further row once they are so many
 _COLUMNS = (
     "outbox.seq, outbox.url, urls.url, about, fetched_at, COALESCE(outbox.image_id, ''), COALESCE(outbox.reason, ''), "
     "COALESCE(outbox.detail, ''), COALESCE(body, x''), COALESCE(urls.image_id, ''), COALESCE(verdict, x'')"
@@ -187,16 +189,28 @@ class Outbox:
         """Yield what lies there now of the pass, from number `start` on (0 is the first)."""
         after = self.base + start
         while True:
-            rows = self.db.execute(
-                f"SELECT {_COLUMNS} FROM outbox JOIN urls ON urls.id = outbox.url "  # noqa: S608
-                "LEFT JOIN gated ON gated.seq = outbox.seq WHERE outbox.seq > ? ORDER BY outbox.seq LIMIT ?",
-                (after, _PIECE),
-            ).fetchall()
-            for seq, url_id, url, about, *rest in rows:
-                yield Parcel(seq, url_id, url, About.from_json(about), *rest)
-                after = seq
-            if not rows:
+            parcels = self._piece(after)
+            for parcel in parcels:
+                yield parcel
+                after = parcel.seq
+            if not parcels:
                 return
+
+    def _piece(self, after: int) -> list[Parcel]:
+        """Return the next parcels, few where their pictures are large."""
+        query = (
+            f"SELECT {_COLUMNS} FROM outbox JOIN urls ON urls.id = outbox.url "  # noqa: S608
+            "LEFT JOIN gated ON gated.seq = outbox.seq WHERE outbox.seq > ? ORDER BY outbox.seq LIMIT ?"
+        )
+        found: list[Parcel] = []
+        num_bytes = 0
+        with closing(self.db.execute(query, (after, _PIECE))) as rows:  # so that none stays open between two parcels
+            for seq, url_id, url, about, *rest in rows:
+                found.append(Parcel(seq, url_id, url, About.from_json(about), *rest))
+                num_bytes += len(found[-1].body)
+                if num_bytes >= _PIECE_BYTES:
+                    break
+        return found
 
     @property
     def num_parcels(self) -> int:
