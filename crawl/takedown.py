@@ -194,10 +194,11 @@ def forget_crawl(database: Path, tombstones: Tombstones) -> None:
             changed += db.execute(
                 "DELETE FROM mentions WHERE url IN (SELECT id FROM urls WHERE reason = ?)", (TAKEN_DOWN,)
             ).rowcount
-        if changed or any(tells(path, tombstones.image_ids) for path in database.parent.glob(f"{DATABASE}*")):
+        free = db.execute("PRAGMA freelist_count").fetchone()[0]  # which still hold the bytes of parcels long dropped
+        if changed or free or any(tells(path, tombstones.image_ids) for path in database.parent.glob(f"{DATABASE}*")):
             db.execute("VACUUM")  # of free pages, and below of the log
-            db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             log.info("%d entries of '%s' were emptied", changed, database)
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
 def _status(module: str, cfg: TakedownConfig) -> int:

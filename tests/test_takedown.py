@@ -366,6 +366,19 @@ def test_a_crawl_forgets_what_it_fetched_and_keeps_its_address_as_refused(small)
         assert not any(each in path.read_bytes() for each in (gone.encode(), waiting, b"secret", b"about 1"))
 
 
+def test_bytes_that_a_crawl_has_dropped_go_even_where_a_takedown_was_killed_before(small):
+    database = small.artifact("crawls") / "urls-00000000" / "state.sqlite"
+    database.parent.mkdir(parents=True)
+    Tombstones(small.artifact("collection")).add([Tombstone(f"{5:016x}")])
+    with closing(opened(database)) as db:
+        db.execute("INSERT INTO urls (url, host, kind, state, reason) VALUES ('https://a/5', 'a', 3, 3, 'taken_down')")
+        db.execute("INSERT INTO outbox (url, about, body) VALUES (1, '', ?)", (b"pixels" * 5000,))
+        db.execute("DELETE FROM outbox")
+    assert any(b"pixels" in path.read_bytes() for path in database.parent.iterdir())
+    takedown(TakedownConfig(small))
+    assert not any(b"pixels" in path.read_bytes() for path in database.parent.iterdir())
+
+
 def test_a_part_of_a_crawl_forgets_what_the_gate_has_made_already(small):
     """By address, by the bytes that came, and by the JPEG that the gate made of other bytes."""
     database = small.artifact("crawls") / "urls-00000000" / "parts" / "001" / "state.sqlite"
