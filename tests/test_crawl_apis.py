@@ -260,3 +260,19 @@ def test_a_rehearsal_tells_whom_it_would_ask_and_asks_nothing_of_an_api(server, 
     told = caplog.text + "".join(capfd.readouterr())
     assert re.search(r"127\.0\.0\.1 +1 +0 +0 ", told)  # one address would be asked, none is forbidden or out of reach
     assert KEY not in told
+
+
+def test_behind_a_bound_on_pictures_no_more_of_a_list_is_asked_for(server, tmp_path):
+    server.wiki.categories = {"Category:Cats": list(range(1, 21))}
+    server.wiki.files = {number: file(f"Cat {number}.jpg", "Cats") for number in range(1, 21)}
+    server.wiki.list_limit = 2
+    source = WikimediaSource(project=server.url, categories=["Cats"])
+    cfg = config(server, tmp_path, source, fetch={"max_pictures": 4})
+    assert len(rows_of(collect(cfg))) == 4
+    asked = len(server.wiki.log)
+    assert outcomes(cfg)[("api", "to do", "")] > 0
+    cfg.fetch.max_pictures = 0
+    assert len(rows_of(collect(cfg))) == 20
+    assert asked < len(server.wiki.log) == 20  # ten pieces of the list, and the details of each
+    paths = [path for path, _ in server.asked if path.startswith("/pictures/")]
+    assert len(paths) == len(set(paths)) == 20
