@@ -29,7 +29,7 @@ def write_database(path, hosts=1):
         for page in (8, 9):
             about = About(("twice", MARKUP), (), {"licence": "by"})
             db.execute("INSERT INTO mentions VALUES (1, ?, ?)", (page, about.as_json()))
-        db.execute("INSERT INTO asked VALUES ('h0.test', 4, 1.5, 1.0, 0, 1, 2.5)")
+        db.execute("INSERT INTO asked VALUES ('h0.test', 4, 1.5, 1.0, 0, 1, 2.5, NULL)")
     return path
 
 
