@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import crawl.collect
+import crawl.fetch.process
 import crawl.parts.source
 import crawl.parts.worker
 from configs.artifacts import ArtifactError, read_manifest
@@ -29,6 +30,7 @@ from crawl.shards import Collection, ShardWriter
 from crawl.source_config import FolderSource, PartSource, UrlsSource
 from crawl.sources.network import DATABASE, crawl_directory
 from crawl.sources.url_list import UrlList
+from tests.forked import QuickProcesses
 from tests.gallery_server import PICTURES, Gallery
 from tests.test_crawl_state import list_config
 from tests.test_crawl_web import fetch_options, tags_of
@@ -46,8 +48,9 @@ def web():
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Run parts in a loop here, and the gate in this process."""
+    """Run parts in a loop here, the gate in this process, and fork what fetches."""
     monkeypatch.setattr(crawl.collect, "IsolatedGate", QuickGate)
+    monkeypatch.setattr(crawl.fetch.process, "subprocess", QuickProcesses)
     monkeypatch.setattr(crawl.parts.worker, "IsolatedGate", QuickGate)
     monkeypatch.setattr(
         crawl.parts.source, "map_parts", lambda work, parts, _: map_parts(work, parts, ExecutorConfig())
@@ -340,6 +343,7 @@ def test_ray_brings_the_same_though_workers_are_killed_midway(web, tmp_path, clu
     assert len(kills) == 2
     web.asked = []
     (tmp_path / "one").mkdir()
+    monkeypatch.setattr(crawl.fetch.process, "subprocess", QuickProcesses)
     monkeypatch.setattr(crawl.collect, "IsolatedGate", QuickGate)
     assert told(directory) == told(collect(list_config(web, tmp_path / "one", rows, fetch=options())))
 
