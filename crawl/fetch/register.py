@@ -46,12 +46,18 @@ class Bounds:
     max_per_pattern: int
     max_barren: int
     max_redirects: int
+    pictures_first: bool = False  # before further pages; else pages of a level, which may all tell of one picture
 
 
 def bounds_of(options: FetchOptions) -> Bounds:
     """Return the bounds that options set."""
     return Bounds(
-        options.max_depth, options.max_per_host, options.max_per_pattern, options.max_barren, options.max_redirects
+        options.max_depth,
+        options.max_per_host,
+        options.max_per_pattern,
+        options.max_barren,
+        options.max_redirects,
+        pictures_first=options.max_pictures > 0,
     )
 
 
@@ -150,6 +156,7 @@ class Register:
 
     def _mention(self, url: str, about: About, page: int, depth: int) -> bool:
         """Note that a page mentions a picture; what is known of it already goes out at once."""
+        depth = 0 if self.bounds.pictures_first else depth
         if added := self.insert(url, host_of(url), PICTURE, depth, TODO, ""):
             self._note(added, page, about)
             return True
