@@ -7,11 +7,16 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import resource
+import signal
 import subprocess
 import sys
 
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(["crawl.fetch.__main__", "crawl.sources.structured", "crawl.sources.web"])
+
+
+LARGEST_FILE = "TESTED_LARGEST_FILE"  # bytes, of all that the process writes
 
 
 class Forked:
@@ -48,6 +53,9 @@ def _fetch(reading, env):
     os.environ.update(env)
     os.dup2(reading.fileno(), 0)
     reading.close()
+    if LARGEST_FILE in env:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # to write more is an error then, as on a full disk
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(env[LARGEST_FILE]),) * 2)
     sys.stdin = open(0, closefd=False)  # noqa: SIM115 - as a process of its own finds it
     from crawl.fetch.__main__ import main
 

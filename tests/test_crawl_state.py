@@ -25,7 +25,7 @@ from crawl.records import image_id_of
 from crawl.shards import Collection, ShardWriter
 from crawl.source_config import UrlsSource, WebSource
 from crawl.tombstones import Tombstone, Tombstones, address_digest
-from tests.forked import QuickProcesses
+from tests.forked import LARGEST_FILE, QuickProcesses
 from tests.gallery_server import PICTURES, Gallery
 from tests.test_crawl_web import fetch_options, outcomes, tags_of
 from tests.tiny import QuickGate
@@ -116,12 +116,13 @@ def test_a_list_that_has_grown_costs_its_new_lines(web, tmp_path):
     assert set(tags_of(directory)) == set(range(5))
 
 
-def test_a_list_that_cannot_be_read_is_no_end_of_a_crawl(web, tmp_path):
+def test_a_list_that_cannot_be_read_is_no_end_of_a_crawl(web, tmp_path, capfd):
     config = list_config(web, tmp_path, rows_of(web, 2))
     (tmp_path / "list.parquet").write_bytes(b"PAR1 is all it says")
     config.source = UrlsSource(path=str(tmp_path / "list.parquet"))
-    with pytest.raises(ArtifactError, match="ended with code 1"):
+    with pytest.raises(ArtifactError, match="as is told above"):
         collect(config)
+    assert capfd.readouterr().err.count("is no readable Parquet file") == 1
     assert not (tmp_path / "data" / "collection" / "manifest.json").exists()
 
 
@@ -137,6 +138,40 @@ def test_a_refresh_asks_whether_something_changed_and_takes_what_did(web, tmp_pa
     monkeypatch.setitem(PICTURES, 1, PICTURES[90])
     monkeypatch.setattr("tests.gallery_server.ETAG", "new")
     assert tags_of(collect(config)) == {n: {"all", f"number {n if n < 90 else 1}"} for n in (0, 1, 2, 90)}
+
+
+def test_a_refresh_that_brings_nothing_new_is_no_failure(web, tmp_path, caplog):
+    """Though some of the pages that it asks for are missing, as before."""
+    config = gallery_config(web, tmp_path)
+    config.source = WebSource(start=[web.url("gallery", "/ways/0")])
+    collect(config)
+    config.refresh = True
+    before = len(web.asked)
+    assert tags_of(collect(config)) == {0: web.expected[0]}
+    assert {each.path for each in web.asked[before:]} == {"/ways/0", "/p/0.jpg"}
+    config.refresh, config.retry = False, "timeouts"
+    with caplog.at_level("WARNING"):
+        collect(config)
+    assert "nothing ended as retry=timeouts says; there are: 2 status_404" in caplog.text
+
+
+def test_pages_without_a_picture_are_told_from_pages_that_were_not_read(web, tmp_path):
+    config = gallery_config(web, tmp_path)
+    config.source = WebSource(start=[web.url("gallery", "/ways/0")], picture=".none", follow=[])
+    with pytest.raises(ArtifactError, match="no picture came: 1 read where the rules of the source find none"):
+        collect(config)
+
+
+def test_a_full_disk_is_told_in_a_sentence_and_loses_nothing(web, tmp_path, monkeypatch, capfd):
+    """The log of the database may grow no further."""
+    rows = rows_of(web, 40)
+    config = list_config(web, tmp_path, rows)
+    with monkeypatch.context() as full:
+        full.setenv(LARGEST_FILE, "150000")
+        with pytest.raises(ArtifactError, match="as is told above"):
+            collect(config)
+    assert capfd.readouterr().err.count("error: the state of the crawl cannot be read or written") == 1
+    assert set(tags_of(collect(config))) == set(range(40))
 
 
 def test_an_address_that_was_taken_down_is_not_asked_for(web, tmp_path):

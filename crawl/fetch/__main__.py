@@ -21,7 +21,7 @@ from scrapy.crawler import CrawlerProcess
 
 from crawl.fetch.process import GRACE_S, Order
 from crawl.fetch.register import bounds_of
-from crawl.fetch.spider import Fetcher, Line
+from crawl.fetch.spider import Fetcher, Line, telling
 from crawl.fetch.state import State
 from crawl.sources.network import open_finder
 
@@ -54,8 +54,9 @@ def main() -> None:
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
     order = Order.from_json(json.loads(sys.stdin.buffer.readline()))
     options = order.options
-    state = State(Path(order.database), bounds_of(options), order.share)
-    state.recover(time.time() + options.max_wait_s)
+    with telling():
+        state = State(Path(order.database), bounds_of(options), order.share)
+        state.recover(time.time() + options.max_wait_s)
     logging.disable(logging.INFO)  # Scrapy tells of every request; what matters stands in the database
     process = CrawlerProcess({**SETTINGS, "FETCH": options})
     crawler = process.create_crawler(Fetcher)

@@ -22,6 +22,11 @@ TRANSIENT = {
 }
 # What the server asks for with Retry-After.
 WAITING = {"status_429", "status_503", "busy"}
+# What can be done where a rule of ours closes a whole host.
+CLOSED_TO_US = {
+    "port": "80 and 443 alone are asked, others of hosts of your own with fetch.allow_hosts",
+    "address": "its host has no public address; fetch.allow_hosts opens hosts of your own network",
+}
 
 
 class Fault(Exception):

@@ -13,7 +13,7 @@ from itertools import count
 from typing import TYPE_CHECKING
 
 from crawl.fetch.database import transaction
-from crawl.fetch.faults import TRANSIENT, WAITING
+from crawl.fetch.faults import CLOSED_TO_US, TRANSIENT, WAITING
 from crawl.fetch.found import API, PICTURE
 from crawl.fetch.manners import MAX_ROBOTS_HOPS, ROBOTS_AGE_S, TDM_PATH, Site, read_site
 from crawl.fetch.state import Job, State
@@ -248,7 +248,7 @@ class Frontier:
         if reason in TRANSIENT or reason in _OUT_OF_REACH:
             self.state.fail(job, reason, "as robots.txt of its host", 0)
         else:
-            self.state.refuse(job, reason, "")
+            self.state.refuse(job, reason, CLOSED_TO_US.get(reason, ""))
 
     def _start(self, host: Host, now: float) -> None:
         host.active += 1

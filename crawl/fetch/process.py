@@ -15,6 +15,7 @@ from crawl.config import FetchOptions
 from crawl.fetch.shares import WHOLE, Share
 from crawl.source_config import SOURCES, PartSource, SourceConfig
 
+TOLD = 3  # exit status of a process that has said in one sentence what is wrong
 GRACE_S = 4.0  # for answers that are on their way when the process is asked to end
 _ROOT = Path(__file__).resolve().parents[2]
 
@@ -73,6 +74,11 @@ class FetchProcess:
             ArtifactError: it ended with an error, which it has printed.
         """
         code = self._process.poll()
+        if code == TOLD:
+            raise ArtifactError(
+                "the fetching process could not go on, as is told above; what was fetched is kept: put that right and "
+                "run the same command again"
+            )
         if code:
             raise ArtifactError(
                 f"the fetching process ended with code {code}; what was fetched is kept, run the same command again"

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
+import sqlite3
+import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,6 +20,7 @@ from scrapy.utils.defer import maybe_deferred_to_future
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
+from configs.artifacts import ArtifactError
 from crawl.config import FetchOptions
 from crawl.fetch.codings import ACCEPTED
 from crawl.fetch.database import get_meta
@@ -23,7 +28,7 @@ from crawl.fetch.faults import TRANSIENT, Fault, Refusal
 from crawl.fetch.found import API, MAX_SITEMAP_BYTES, PAGE, PICTURE, SITEMAP, Answer, Entry, Finder, Found
 from crawl.fetch.frontier import ROBOTS, Frontier
 from crawl.fetch.manners import header_nofollow, header_opt_out, retry_after_s
-from crawl.fetch.process import Order
+from crawl.fetch.process import TOLD, Order
 from crawl.fetch.state import Answered, Job, State
 from crawl.fetch.urls import BadUrl, canonical
 from crawl.records import image_id_of
@@ -44,6 +49,18 @@ _ACCEPT = {PICTURE: "image/*,*/*;q=0.5", API: "application/json"}
 def clock() -> float:
     """Return seconds since 1970 by a clock that nobody sets while we run."""
     return _EPOCH + time.monotonic()
+
+
+@contextmanager
+def telling() -> Iterator[None]:
+    """End this process with one sentence where a list or the disk is at fault: the state is whole at any moment."""
+    try:
+        yield
+    except (ArtifactError, sqlite3.Error) as error:
+        is_ours = isinstance(error, ArtifactError)
+        told = str(error) if is_ours else f"the state of the crawl cannot be read or written: {error}"
+        print(f"error: {told}", file=sys.stderr, flush=True)
+        os._exit(TOLD)
 
 
 class Line(BaseScheduler):
@@ -138,6 +155,7 @@ class Fetcher(Spider):
         is_ahead = self.crawl.tally["to do"] >= LIST_AHEAD
         return not (self._listed or is_ahead or self._full or self.frontier.is_full)
 
+    @telling()
     def _list_more(self) -> None:
         if self._entries is None or not self._may_list:
             return
@@ -148,6 +166,7 @@ class Fetcher(Spider):
         if self._listed:
             self._entries = None
 
+    @telling()
     def _next(self) -> Job | None:
         if self._is_busy or self._is_full():
             return None
@@ -180,6 +199,7 @@ class Fetcher(Spider):
 
     # Writing down
 
+    @telling()
     def answered(self, response: Response) -> None:
         """Take in an answer."""
         assert response.request is not None
@@ -194,6 +214,7 @@ class Fetcher(Spider):
             wait_s = self._not_usable(job, fault, response)
         self._finished(job, response.request, wait_s)
 
+    @telling()
     def broken(self, failure: Failure) -> None:
         """Take in that there is no answer."""
         request: Request = failure.request  # type: ignore[attr-defined]

@@ -15,8 +15,8 @@ from tqdm import tqdm
 from configs.artifacts import ArtifactError, digest
 from crawl.config import CrawlConfig, FetchOptions
 from crawl.fetch.database import opened
-from crawl.fetch.faults import TRANSIENT
-from crawl.fetch.found import API, PAGE, SITEMAP, Finder
+from crawl.fetch.faults import CLOSED_TO_US, TRANSIENT
+from crawl.fetch.found import API, KINDS, PAGE, SITEMAP, Finder
 from crawl.fetch.outbox import Outbox, Parcel, Rest
 from crawl.fetch.process import FetchProcess, Order
 from crawl.fetch.report import as_text, rehearsal, write_report
@@ -170,7 +170,10 @@ class Network(Source):
         self.outbox.list_anew(self._list)
         self.outbox.begin_again()
         if (retry or refresh) and self.outbox.is_sealed:
-            self.outbox.begin_pass(retried_kinds(retry), refresh)
+            asked_again = self.outbox.begin_pass(retried_kinds(retry), refresh)
+            if not asked_again:
+                ended = (f"{count} {reason}" for reason, _, count in self.outbox.broken(range(len(KINDS))))
+                log.warning("nothing ended as retry=%s says; there are: %s", retry, ", ".join(ended) or "no failures")
         self.outbox.go_on(self.cfg.fetch.max_pictures)
 
     def fingerprint(self) -> str:
@@ -228,14 +231,18 @@ class Network(Source):
         Raises:
             ArtifactError: nothing came at all.
         """
-        broken = self.outbox.broken((API,) if self._taken else (PAGE, SITEMAP, API))
+        is_barren = not self._taken and self.outbox.number == 1
+        broken = self.outbox.broken((PAGE, SITEMAP, API) if is_barren else (API,))
+        told = ", ".join(f"{count} {reason}" + (f" ({detail})" if detail else "") for reason, detail, count in broken)
+        pages = self.outbox.tally()["pages"]
+        if is_barren and (broken or pages):
+            closed = {reason for reason, _, _ in broken} & set(CLOSED_TO_US)
+            hint = " fetch.allow_hosts=[<host>:<port>] opens hosts of your own network." if closed else ""
+            read = f"{pages} read where the rules of the source find none" if pages else ""
+            told = ", ".join(filter(None, (read, told)))
+            raise ArtifactError(f"no picture came: {told}. Nothing was written; see to it and run again.{hint}")
         if not broken:
             return
-        told = ", ".join(f"{count} {reason}" + (f" ({detail})" if detail else "") for reason, detail, count in broken)
-        if not self._taken:
-            closed = {reason for reason, _, _ in broken} & {"address", "port"}
-            hint = " fetch.allow_hosts=[<host>:<port>] opens hosts of your own network." if closed else ""
-            raise ArtifactError(f"no picture came: {told}. Nothing was written; see to it and run again.{hint}")
         again = ",".join(reason for reason, _, _ in broken)
         log.warning("requests of the API failed, so its list is cut: %s. To ask again: retry=%s", told, again)
 

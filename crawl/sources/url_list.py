@@ -29,6 +29,8 @@ class UrlList(Finder):
         pattern = path / "*" if path.is_dir() else path
         files = sorted(pattern.parent.glob(pattern.name))
         self.files = [each for each in files if each.is_file() and (not path.is_dir() or each.suffix in SUFFIXES)]
+        if not self.files and not path.exists() and pattern == path and not set("*?[") & set(path.name):
+            raise ArtifactError(f"there is no source.path '{config.path}'; give a table, a folder or a glob of tables")
         if not self.files:
             raise ArtifactError(f"source.path '{config.path}' is no table; give one that ends in {', '.join(SUFFIXES)}")
         self.readers = [_lines if each.suffix == ".txt" else reader_of(each) for each in self.files]
@@ -58,7 +60,10 @@ class UrlList(Finder):
         tags_column = _column(lower, self.config.tags_column, TAGS_COLUMNS)
         url = lower.get(url_column)
         if not isinstance(url, str) or not url.strip():
-            return BadUrl("bad_row", f"{key}: no column with an address; columns: {', '.join(lower)}"[:200])
+            return BadUrl(
+                "bad_row",
+                f"{key}: no column with an address, which source.url_column names; found: {', '.join(lower)}"[:200],
+            )
         try:
             return Picture(url.strip(), self._about(lower, url_column, tags_column))
         except ValueError as error:

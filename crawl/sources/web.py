@@ -57,7 +57,8 @@ class Web(Finder):
             self.start = [canonical(url) for url in config.start]
         except BadUrl as bad:
             raise ArtifactError(
-                f"source.start has an address that cannot be asked for: {bad.url} ({bad.reason})"
+                f"source.start has an address that cannot be asked for: '{bad.url}' ({bad.reason}); "
+                "give whole ones, which begin with http:// or https://"
             ) from None
         if not self.start:
             raise ArtifactError("source.start is empty: give the addresses to begin with, source.start=[https://...]")
