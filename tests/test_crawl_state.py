@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -16,11 +17,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 import crawl.collect
 import crawl.fetch.process
+import crawl.fetch.spider
 from configs.artifacts import ArtifactError, read_manifest
 from configs.compose import Paths
 from crawl.collect import collect
 from crawl.config import CrawlConfig
-from crawl.fetch.process import FetchProcess
+from crawl.fetch.process import TOLD, FetchProcess
 from crawl.records import image_id_of
 from crawl.shards import Collection, ShardWriter
 from crawl.source_config import UrlsSource, WebSource
@@ -116,13 +118,12 @@ def test_a_list_that_has_grown_costs_its_new_lines(web, tmp_path):
     assert set(tags_of(directory)) == set(range(5))
 
 
-def test_a_list_that_cannot_be_read_is_no_end_of_a_crawl(web, tmp_path, capfd):
+def test_a_list_that_cannot_be_read_is_no_end_of_a_crawl(web, tmp_path):
     config = list_config(web, tmp_path, rows_of(web, 2))
     (tmp_path / "list.parquet").write_bytes(b"PAR1 is all it says")
     config.source = UrlsSource(path=str(tmp_path / "list.parquet"))
     with pytest.raises(ArtifactError, match="as is told above"):
         collect(config)
-    assert capfd.readouterr().err.count("is no readable Parquet file") == 1
     assert not (tmp_path / "data" / "collection" / "manifest.json").exists()
 
 
@@ -162,7 +163,7 @@ def test_pages_without_a_picture_are_told_from_pages_that_were_not_read(web, tmp
         collect(config)
 
 
-def test_a_full_disk_is_told_in_a_sentence_and_loses_nothing(web, tmp_path, monkeypatch, capfd):
+def test_a_full_disk_is_told_in_a_sentence_and_loses_nothing(web, tmp_path, monkeypatch):
     """The log of the database may grow no further."""
     rows = rows_of(web, 40)
     config = list_config(web, tmp_path, rows)
@@ -170,8 +171,26 @@ def test_a_full_disk_is_told_in_a_sentence_and_loses_nothing(web, tmp_path, monk
         full.setenv(LARGEST_FILE, "150000")
         with pytest.raises(ArtifactError, match="as is told above"):
             collect(config)
-    assert capfd.readouterr().err.count("error: the state of the crawl cannot be read or written") == 1
     assert set(tags_of(collect(config))) == set(range(40))
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (ArtifactError("no table"), "error: no table\n"),
+        (
+            sqlite3.OperationalError("disk is full"),
+            "error: the state of the crawl cannot be read or written: disk is full\n",
+        ),
+    ],
+)
+def test_what_ends_a_fetching_process_is_told_in_one_line(error, told, monkeypatch, capsys):
+    ends = []
+    monkeypatch.setattr(crawl.fetch.spider.os, "_exit", ends.append)
+    with crawl.fetch.spider.telling():
+        raise error
+    assert capsys.readouterr().err == told
+    assert ends == [TOLD]
 
 
 def test_an_address_that_was_taken_down_is_not_asked_for(web, tmp_path):

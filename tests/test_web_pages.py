@@ -74,7 +74,7 @@ def test_what_is_no_selector_is_told(selector):
 def test_a_start_page_is_needed_and_must_be_one_to_ask_for():
     with pytest.raises(ArtifactError, match=r"source\.start is empty"):
         Web(WebSource(), "Tagtower")
-    with pytest.raises(ArtifactError, match=r"file:///x \(scheme\)"):
+    with pytest.raises(ArtifactError, match=r"'file:///x' \(scheme\)"):
         Web(WebSource(start=["file:///x"]), "Tagtower")
 
 
