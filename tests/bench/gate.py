@@ -35,6 +35,8 @@ def generated(count: int) -> dict[str, list[bytes]]:
     return {
         "jpeg 240x320": [encoded(rng, (320, 240), "JPEG") for _ in range(count)],
         "jpeg 640x480": [encoded(rng, (640, 480), "JPEG") for _ in range(count // 2)],
+        "jpeg 960x720": [encoded(rng, (960, 720), "JPEG") for _ in range(count // 8)],
+        "jpeg 1024x768": [encoded(rng, (1024, 768), "JPEG") for _ in range(count // 8)],
         "jpeg 3000x2000": [encoded(rng, (3000, 2000), "JPEG") for _ in range(max(4, count // 40))],
         "png 640x480": [encoded(rng, (640, 480), "PNG") for _ in range(count // 4)],
         "webp 640x480": [encoded(rng, (640, 480), "WEBP") for _ in range(count // 4)],
