@@ -67,7 +67,7 @@ def test_thumbnails_are_left_to_the_pages_they_lead_to():
 
 @pytest.mark.parametrize("selector", ["div[", "//div[", "h2::nonsense"])
 def test_what_is_no_selector_is_told(selector):
-    with pytest.raises(ValueError, match=r"source\.tags is neither CSS nor XPath"):
+    with pytest.raises(ArtifactError, match=r"source\.tags is neither CSS nor XPath"):
         read("", tags=selector)
 
 

@@ -12,6 +12,7 @@ from lxml import etree
 from parsel import Selector
 from w3lib.encoding import html_to_unicode
 
+from configs.artifacts import ArtifactError
 from crawl.fetch.faults import Fault
 from crawl.fetch.found import Answer
 from crawl.fetch.manners import reservation
@@ -111,13 +112,13 @@ def check_selector(key: str, selector: str) -> None:
     """Refuse what is neither CSS nor XPath.
 
     Raises:
-        ValueError: naming the key.
+        ArtifactError: naming the key.
     """
     blank = Selector(text="<p></p>")
     try:
         blank.xpath(selector) if selector.startswith(("/", "./", "..", "(")) else blank.css(selector)
     except (ValueError, SyntaxError, RuntimeError, etree.XPathError) as error:  # the middle two are cssselect's
-        raise ValueError(f"{key} is neither CSS nor XPath: {selector!r} ({error})") from None
+        raise ArtifactError(f"{key} is neither CSS nor XPath: {selector!r} ({error})") from None
 
 
 def text_of(found: Any) -> str:
