@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -259,6 +260,17 @@ def gather(arguments: list[str], schema: type, name: str, rest: str) -> list[str
     return [*own, *(f"++{rest}={{{key}:{value}}}" for key, value in others.items())]
 
 
+def _in_a_line(error: Exception) -> str:
+    """Return what Hydra and OmegaConf say of a wrong override as one line, and a way out where lists are concerned."""
+    texts = [str(each) for each in (error, error.__cause__) if each]
+    told = (re.split(r"Config search path:|full_key:|\n *See https|\nTo append", text)[0] for text in texts)
+    told = (re.sub(r"\w+_schema\b", "", text) for text in told)  # which nobody chooses
+    line = ": ".join(" ".join(text.split()).rstrip(".") for text in told)
+    if written := getattr(error, "override", ""):
+        line = f"`{written}` is no override as Hydra writes them: {line}"
+    return f"{line}. Write lists in brackets: [a,b]." if "ListConfig" in line else line
+
+
 def run_stage(stage: Callable[[T], object], schema: type[T], name: str, rest: str = "") -> None:
     """Run a stage from the command line: overrides in, one line on standard error where it cannot go on.
 
@@ -281,11 +293,14 @@ def run_stage(stage: Callable[[T], object], schema: type[T], name: str, rest: st
                 raise
             raise SystemExit(f"error: {error}; nothing finished was harmed, run the same command again") from None
 
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # that is, let it raise what it would print over many lines
     try:
         arguments = refuse_hydra_outputs(expand_argument_files(sys.argv[1:]))
         sys.argv[1:] = gather(arguments, schema, name, rest) if rest else arguments
         main()
     except ConfigError as error:
         raise SystemExit(f"error: {error}") from None
+    except (HydraException, OmegaConfBaseException) as error:
+        raise SystemExit(f"error: {_in_a_line(error)}") from None
     except KeyboardInterrupt:
         raise SystemExit("stopped; the same command goes on from here") from None

@@ -420,3 +420,23 @@ def test_every_command_of_the_readme_with_overrides_of_others_composes(stage, ov
 
 def test_the_readme_has_commands():
     assert {"crawl", "train", "evaluate", "serve"} <= {stage for stage, _ in COMMANDS}
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("source.start=http://x.org", r"str is not a ListConfig, list or tuple\. Write lists in brackets: \[a,b\]\.$"),
+        ("source.pictur=img", r"^error: Could not override 'source\.pictur': Key 'pictur' not in 'WebSource'$"),
+        ("source=webb", "Could not find 'source/webb' Available options in 'source': .*web webdataset"),
+        ("source.picture=img[[", r"`source\.picture=img\[\[` is no override .* expecting <EOF>$"),
+        ("fetch.gap_s=fast", "Value 'fast' of type 'str' could not be converted to Float$"),
+        ("paths.data", "missing EQUAL"),
+    ],
+)
+def test_a_wrong_override_is_told_in_one_line(override, told, monkeypatch):
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "")
+    monkeypatch.setattr(sys, "argv", ["collect", "source=web", override])
+    with pytest.raises(SystemExit) as ended:
+        run_stage(print, CrawlConfig, "crawl")
+    assert re.search(told, str(ended.value))
+    assert "\n" not in str(ended.value)
