@@ -191,9 +191,11 @@ def forget_crawl(database: Path, tombstones: Tombstones) -> None:
                 (About().as_json(),),
             ).rowcount
             db.execute("DELETE FROM gated WHERE seq IN (SELECT seq FROM outbox WHERE reason = ?)", (TAKEN_DOWN,))
-            changed += db.execute(
-                "DELETE FROM mentions WHERE url IN (SELECT id FROM urls WHERE reason = ?)", (TAKEN_DOWN,)
-            ).rowcount
+            for table in ("mentions", "leads"):
+                changed += db.execute(
+                    f"DELETE FROM {table} WHERE url IN (SELECT id FROM urls WHERE reason = ?)",  # noqa: S608 - ours
+                    (TAKEN_DOWN,),
+                ).rowcount
         free = db.execute("PRAGMA freelist_count").fetchone()[0]  # which still hold the bytes of parcels long dropped
         if changed or free or any(tells(path, tombstones.image_ids) for path in database.parent.glob(f"{DATABASE}*")):
             db.execute("VACUUM")  # of free pages, and below of the log

@@ -477,6 +477,12 @@ def met_as_pages(web: Gallery) -> None:
     )
     page(web, "/only-late", "<a href=/only-later>on</a>", {})
     page(web, "/only-later", "<img src=/view/72>" + tag_links("late"), {72: {"late"}})
+    thumbnails = "".join(
+        f"<a href={path}><img src=/s/9.jpg></a>" for path in ("/view/76", "/moved-view/77", "/only-real")
+    )
+    page(web, "/behind", thumbnails + tag_links("behind"), {76: {"behind"}, 77: {"behind"}})
+    page(web, "/behind-too", "<a href=/view/76><img src=/s/9.jpg></a>" + tag_links("too"), {76: {"too"}})
+    page(web, "/only-real", "<img src=/p/78.jpg>" + tag_links("real"), {78: {"real"}})  # not what its thumbnail said
 
 
 def structured_data(web: Gallery) -> None:

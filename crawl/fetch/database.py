@@ -47,6 +47,9 @@ CREATE INDEX IF NOT EXISTS sources ON urls (target) WHERE target IS NOT NULL;
 CREATE TABLE IF NOT EXISTS mentions (
     url INTEGER NOT NULL, page INTEGER NOT NULL, about TEXT NOT NULL, PRIMARY KEY (url, page)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS leads (            -- what is said of a thumbnail, should the page behind it be the picture
+    url INTEGER NOT NULL, page INTEGER NOT NULL, about TEXT NOT NULL, PRIMARY KEY (url, page)
+) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS outbox (
     seq INTEGER PRIMARY KEY AUTOINCREMENT,
     url INTEGER NOT NULL,

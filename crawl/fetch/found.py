@@ -87,6 +87,7 @@ class Found:
 
     links: list[Link] = field(default_factory=list)
     pictures: list[Picture] = field(default_factory=list)
+    behind: list[Picture] = field(default_factory=list)  # pages to read that may turn out to be pictures
     refused: list[BadUrl] = field(default_factory=list)  # addresses that are never asked for
     opt_out: str = ""  # the page keeps its pictures out, by this directive
     reserved: bool | None = None  # whether the page says that it is reserved from text and data mining

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from crawl.fetch.database import (
     DONE,
     FAILED,
+    FLIGHT,
     HANDED_OVER,
     HANDING_OVER,
     REFUSED,
@@ -164,6 +165,22 @@ class Register:
         is_news = kind == PAGE and not self.is_mentioned(url_id)
         self.pass_on(url_id, about, page)
         return is_news
+
+    def lead(self, picture: Picture, page: int) -> None:
+        """Keep what a page says of a thumbnail until it is known whether that leads to a page or to the picture."""
+        row = self.db.execute("SELECT id FROM urls WHERE url = ?", (picture.url,)).fetchone()
+        if row is None:
+            return  # links of this page are not followed
+        url_id = self.end_of(row[0])
+        kind, state = self.db.execute("SELECT kind, state FROM urls WHERE id = ?", (url_id,)).fetchone()
+        if kind == PICTURE:
+            self.pass_on(url_id, picture.about, page)
+        elif state in (TODO, FLIGHT):
+            self.db.execute("INSERT OR REPLACE INTO leads VALUES (?, ?, ?)", (url_id, page, picture.about.as_json()))
+
+    def is_led_to(self, url_id: int) -> bool:
+        """Say whether a thumbnail leads to a page."""
+        return self.db.execute("SELECT 1 FROM leads WHERE url = ? LIMIT 1", (url_id,)).fetchone() is not None
 
     def is_mentioned(self, url_id: int) -> bool:
         """Say whether some page has an address for a picture, as what it may have been met otherwise before."""

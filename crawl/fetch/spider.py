@@ -310,6 +310,12 @@ class Fetcher(Spider):
             raise Refusal(directive, "by a header of the picture")
         self.crawl.finish_picture(job, image_id_of(response.body), response.body, _answered(response))
 
+    def _may_be_picture(self, job: Job, fault: Fault, headers: dict[str, list[str]]) -> bool:
+        if job.kind != PAGE or fault.kind != "wrong_type":
+            return False
+        is_image = "".join(headers.get("content-type", ())).strip().lower().startswith("image/")
+        return self.crawl.is_mentioned(job.id) or (is_image and self.crawl.is_led_to(job.id))
+
     def _take_page_as_picture(self, job: Job, response: Response) -> None:
         """Take an answer for what some page has it: the gate says what it is."""
         job = self.crawl.taken_as_picture(job)
@@ -323,8 +329,7 @@ class Fetcher(Spider):
         try:
             found = self._found(Answer(job.url, job.kind, headers, response.body))
         except Fault as fault:
-            may_be_picture = job.kind == PAGE and fault.kind == "wrong_type" and self.crawl.is_mentioned(job.id)
-            if not may_be_picture or self.frontier.is_full:
+            if not self._may_be_picture(job, fault, headers) or self.frontier.is_full:
                 raise
             self._take_page_as_picture(job, response)
             return 0.0
@@ -336,7 +341,8 @@ class Fetcher(Spider):
             closed = out == "tdm_reserved" or found.nofollow or header_nofollow(headers, agent)
         entries: list[Entry] = [] if out else [*found.pictures, *found.refused]
         entries += [] if closed else found.links
-        self.crawl.finish_page(job, entries, _answered(response), out)
+        behind = [] if out or closed else found.behind
+        self.crawl.finish_page(job, entries, _answered(response), out, behind)
         return min(found.wait_s, self.options.max_wait_s)
 
 

@@ -28,7 +28,7 @@ from crawl.fetch.database import (
     transaction,
 )
 from crawl.fetch.faults import Refusal
-from crawl.fetch.found import API, PAGE, PICTURE, About, Entry
+from crawl.fetch.found import API, PAGE, PICTURE, About, Entry, Picture
 from crawl.fetch.register import NO_PAGE, Bounds, Register
 from crawl.fetch.shares import WHOLE, Share
 from crawl.fetch.urls import host_of, pattern_of
@@ -147,7 +147,9 @@ class State(Register):
             if whole:
                 set_meta(self.db, "listed", 1)
 
-    def finish_page(self, job: Job, entries: list[Entry], answered: Answered, opt_out: str = "") -> None:
+    def finish_page(
+        self, job: Job, entries: list[Entry], answered: Answered, opt_out: str = "", behind: Iterable[Picture] = ()
+    ) -> None:
         """Take in what a page shows; with `opt_out` it keeps its pictures out, by this directive.
 
         A page that was read before and shows nothing new, as most do on a refresh, says nothing of its pattern.
@@ -155,6 +157,9 @@ class State(Register):
         with transaction(self.db):
             status = self.db.execute("SELECT status FROM urls WHERE id = ?", (job.id,)).fetchone()[0]
             new = sum(self.add(entry, page=job.id, depth=job.depth + 1) for entry in entries)
+            for picture in behind:
+                self.lead(picture, job.id)
+            self.db.execute("DELETE FROM leads WHERE url = ?", (job.id,))
             self._done(job, answered)
             self._ended("refused" if opt_out else "pages")
             if opt_out:
@@ -170,7 +175,13 @@ class State(Register):
 
     def taken_as_picture(self, job: Job) -> Job:
         """Return the job of a picture where it was one of a page, whose answer is none."""
-        self.db.execute("UPDATE urls SET kind = ? WHERE id = ?", (PICTURE, job.id))
+        with transaction(self.db):
+            self.db.execute("UPDATE urls SET kind = ? WHERE id = ?", (PICTURE, job.id))
+            query = "SELECT urls.url FROM leads JOIN urls ON urls.id = leads.page WHERE leads.url = ?"
+            pages = {(host_of(url), pattern_of(url)) for (url,) in self.db.execute(query, (job.id,))}
+            self.db.executemany("UPDATE patterns SET barren = 0 WHERE host = ? AND pattern = ?", pages)
+            self.db.execute("INSERT OR IGNORE INTO mentions SELECT * FROM leads WHERE url = ?", (job.id,))
+            self.db.execute("DELETE FROM leads WHERE url = ?", (job.id,))
         return replace(job, kind=PICTURE)
 
     def finish_picture(self, job: Job, image_id: str, body: bytes, answered: Answered) -> None:
@@ -221,6 +232,7 @@ class State(Register):
                 if self.end_of(target) == job.id:
                     raise Refusal("redirect_loop", url[:200])
                 is_picture = self.is_mentioned(job.id) and (kind == PICTURE or ended in NO_PAGE)
+                is_picture = is_picture or (kind == PICTURE and self.is_led_to(job.id))
                 if kind != job.kind and PICTURE in (kind, job.kind) and not is_picture:
                     raise Refusal("not_a_picture", f"moved to {url}"[:200])
             self.db.execute(
@@ -233,6 +245,9 @@ class State(Register):
             rows = self.db.execute("SELECT page, about FROM mentions WHERE url = ?", (job.id,)).fetchall()
             for page, about in rows:
                 self.pass_on(target, About.from_json(about), page)
+            rows = self.db.execute("DELETE FROM leads WHERE url = ? RETURNING page, about", (job.id,)).fetchall()
+            for page, about in rows:
+                self.lead(Picture(url, About.from_json(about)), page)
 
     def refuse(self, job: Job, reason: str, detail: str, status: int = 0) -> None:
         """Note that an address is not asked for, or its answer not used."""

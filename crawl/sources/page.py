@@ -14,7 +14,7 @@ from w3lib.encoding import html_to_unicode
 
 from configs.artifacts import ArtifactError
 from crawl.fetch.faults import Fault
-from crawl.fetch.found import Answer
+from crawl.fetch.found import Answer, Picture
 from crawl.fetch.manners import reservation
 from crawl.fetch.urls import BadUrl, canonical
 
@@ -58,6 +58,7 @@ class Page:
         if _is_deeper(self.root, max_depth):
             raise Fault("too_deep", f"more than {max_depth} elements inside each other")
         self.refused: list[BadUrl] = []
+        self.behind: list[Picture] = []  # thumbnails that lead to pages which are read
         self.base = self._base()
         self._selector = Selector(root=self.root, type="html")
 

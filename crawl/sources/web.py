@@ -87,7 +87,7 @@ class Web(Finder):
         if re.search(self.config.page_match, page.url):
             found.pictures = _united(self.pictures(page))
         found.links = [Link(url) for url in dict.fromkeys(self.links(page))]
-        found.refused = page.refused
+        found.refused, found.behind = page.refused, _united(filter(self._wanted, page.behind))
         return found
 
     # Links
@@ -120,27 +120,29 @@ class Web(Finder):
         rules = self.config
         blocks = page.select(rules.block) if rules.block else [None]
         for block in blocks:
-            for picture in self._of_block(page, block):
-                skipped = rules.picture_skip and re.search(rules.picture_skip, picture.url)
-                if not skipped and re.search(rules.picture_match, picture.url):
-                    yield picture
+            yield from filter(self._wanted, self._of_block(page, block))
+
+    def _wanted(self, picture: Picture) -> bool:
+        skipped = self.config.picture_skip and re.search(self.config.picture_skip, picture.url)
+        return not skipped and re.search(self.config.picture_match, picture.url) is not None
 
     def _of_block(self, page: Page, block: Any) -> Iterator[Picture]:
         common = self._common(page, block)
         if self.config.picture:
-            chosen = page.select(self.config.picture, block)
+            chosen, thumbnails = page.select(self.config.picture, block), False
         elif self.config.structured and block is None and (described := self._described(page)):
             for each in self._bounded(page, described):
                 if (url := page.address(each.url)) not in ("", page.url):
                     yield Picture(url, self._about(page, block, common, each, url))
             return
         else:
-            chosen = [
-                each for each in _all_pictures(page, block) if block is not None or not self._leads_on(page, each)
-            ]
+            chosen, thumbnails = _all_pictures(page, block), block is None
         captions: dict[Any, str] = {}
         for element in self._bounded(page, chosen):
-            if url := self._largest(page, element):
+            if behind := self._leads_to(page, element) if thumbnails else "":
+                about = self._about(page, block, common, _said_beside(element, captions), behind)
+                page.behind.append(Picture(behind, about))
+            elif url := self._largest(page, element):
                 yield Picture(url, self._about(page, block, common, _said_beside(element, captions), url))
 
     @staticmethod
@@ -157,14 +159,14 @@ class Web(Finder):
 
         return described_pictures(page, self._separator)
 
-    def _leads_on(self, page: Page, element: Any) -> bool:
-        """Tell whether a picture only leads to another page that is read: that one has it larger, and tells of it."""
+    def _leads_to(self, page: Page, element: Any) -> str:
+        """Return the page to read that a picture leads to: that one has it larger and tells of it, or is it."""
         link = next(element.iterancestors("a"), None) if element.tag == "img" else None
         try:
             url = "" if link is None else canonical(link.get("href") or "", page.base)
         except BadUrl:
-            return False
-        return url not in ("", page.url) and self._may_follow(url)
+            return ""
+        return url if url != page.url and url and self._may_follow(url) else ""
 
     def _largest(self, page: Page, element: Any) -> str:
         refused_before = len(page.refused)
