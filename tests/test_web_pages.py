@@ -223,6 +223,16 @@ def test_pictures_that_a_graph_names_by_reference_come_with_what_is_said_there()
     assert (about.provenance["title"], about.provenance["caption"]) == ("A fox", "In snow")
 
 
+def test_logos_and_portraits_of_a_graph_are_no_pictures_of_the_page():
+    logo = {"@type": "ImageObject", "@id": "#logo", "url": "/logo.png"}
+    graph = [
+        {"@type": "Organization", "logo": logo, "image": {"@id": "#logo"}},
+        {"@type": ["Person"], "image": {"@type": "ImageObject", "url": "/portrait.jpg"}},
+    ]
+    script = f"<script type=application/ld+json>{json.dumps({'@graph': graph})}</script>"
+    assert list(shown(read(f"{script}<img src=/1.jpg>"))) == ["/1.jpg"]
+
+
 def test_a_graph_that_refers_in_circles_is_read_once():
     ring = [{"@id": f"#{n}", "url": f"/{n}.jpg", "image": [{"@id": f"#{m}"} for m in range(30)]} for n in range(30)]
     assert len(read(f"<script type=application/ld+json>{json.dumps(ring)}</script>").pictures) == 30
@@ -272,3 +282,29 @@ def test_what_is_neither_xml_nor_a_list_is_no_sitemap():
     with pytest.raises(Fault) as caught:
         read_sitemap(b"\x89PNG", "image/png")
     assert caught.value.kind == "wrong_type"
+
+
+@pytest.mark.parametrize(
+    ("body", "links"),
+    [
+        (b"<urlset><url><loc>https://example.org/1?a=1&b=2&amp;c=&#51;</loc></url></urlset>", ["1?a=1&b=2&c=3"]),
+        (b"<urlset><url><loc><![CDATA[https://example.org/1?a=1&b=2]]></loc></url></urlset>", ["1?a=1&b=2"]),
+        (b"<rss><channel><link>https://example.org/</link><item><link>https://example.org/1</link></item></channel></rss>",
+         ["1"]),
+        (b"<feed xmlns='http://w3.org/2005/Atom'><entry><link rel='self' href='/x'/><link href='/1'/></entry></feed>",
+         ["1"]),
+    ],
+    ids=["ampersand", "cdata", "rss", "atom"],
+)  # fmt: skip
+def test_careless_sitemaps_and_feeds_list_pages_too(body, links):
+    assert [link.url.removeprefix("https://example.org/") for link in read_sitemap(body).links] == links
+
+
+def test_a_list_without_its_type_is_known_by_its_name_and_a_page_is_no_sitemap():
+    found = read_sitemap(b"https://example.org/1", kind="application/octet-stream", url="https://example.org/map.txt")
+    assert [link.url for link in found.links] == ["https://example.org/1"]
+    for broken in (b"<", b"<!-- -->", b"<?xml version='1.0'?>"):
+        with pytest.raises(Fault, match="wrong_type"):
+            read_sitemap(broken)
+    with pytest.raises(Fault, match="<html> where a sitemap was expected"):
+        read_sitemap(b"<html><body>Not found</body></html>", kind="text/html")

@@ -19,6 +19,9 @@ from crawl.sources.web import Web
 
 _GZIP = b"\x1f\x8b"
 _IN_ROBOTS = re.compile(rb"^[ \t]*sitemap[ \t]*:[ \t]*(\S+)", re.I | re.M)
+_BARE_AMPERSAND = re.compile(rb"&(?!#?\w{1,10};)")
+_LISTING = ("url", "sitemap", "item", "entry")  # of sitemaps and of feeds, which sitemaps.org allows in their place
+_ROOTS = ("urlset", "sitemapindex", "rss", "RDF", "feed")
 _SAID = {"title": "title", "caption": "caption", "license": "licence"}
 
 
@@ -45,7 +48,7 @@ class Sitemap(Web):
             self._links(found, named, answer.url, SITEMAP)
         elif body.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
             self._xml(found, body, answer.url)
-        elif answer.header("content-type").startswith("text/plain"):
+        elif answer.header("content-type").startswith("text/plain") or answer.url.endswith(".txt"):
             self._links(found, body.decode("utf-8-sig", "replace").split(), answer.url, 0)
         else:
             raise Fault("wrong_type", "neither XML nor a list of addresses")
@@ -62,19 +65,24 @@ class Sitemap(Web):
                 found.links.append(Link(url, kind))
 
     def _xml(self, found: Found, body: bytes, base: str) -> None:
+        if b"<![CDATA[" not in body:
+            body = _BARE_AMPERSAND.sub(b"&amp;", body)  # a parser that recovers drops it with the name behind it
         parser = etree.iterparse(
             io.BytesIO(body), events=("end",), resolve_entities=False, no_network=True, huge_tree=False, recover=True
         )
         try:
             for _, element in parser:
                 name = _local(element)
-                if name in ("url", "sitemap"):
-                    location = _child(element, "loc")
+                if name in _LISTING:
+                    location = _child(element, "loc") or _child(element, "link") or _linked(element)
                     self._links(found, [location] if location else [], base, SITEMAP if name == "sitemap" else 0)
                     self._pictures(found, element, location, base)
                     element.clear()
         except etree.XMLSyntaxError as error:
             raise Fault("wrong_type", f"no sitemap: {error}"[:200]) from None
+        root = "" if parser.root is None else _local(parser.root)
+        if root not in _ROOTS:
+            raise Fault("wrong_type", f"<{root[:40]}> where a sitemap was expected")
 
     def _pictures(self, found: Found, element: Any, page: str, base: str) -> None:
         for image in (child for child in element if _local(child) == "image"):
@@ -91,6 +99,12 @@ class Sitemap(Web):
 
 def _local(element: Any) -> str:
     return etree.QName(element).localname if isinstance(element.tag, str) else ""
+
+
+def _linked(element: Any) -> str:
+    """Return the address of an entry of an Atom feed."""
+    links = (child for child in element if _local(child) == "link" and child.get("rel", "alternate") == "alternate")
+    return next((link.get("href") or "" for link in links), "")
 
 
 def _child(element: Any, name: str) -> str:

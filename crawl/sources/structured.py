@@ -19,6 +19,7 @@ _LINKED_DATA = (
 _PICTURE_TYPES = {"ImageObject", "Photograph", "Photo", "Painting", "VisualArtwork", "Drawing"}
 _ADDRESSES = ("contentUrl", "url", "@id")
 _PICTURES = {"image", "photo", "primaryImageOfPage", "associatedMedia"}
+_PARTIES = {"Organization", "NewsMediaOrganization", "Corporation", "Brand", "Person"}  # with logos and portraits
 # What leads to people, firms and small versions, whose pictures are not meant.
 _ASIDE = {"logo", "publisher", "author", "creator", "thumbnail", "thumbnailUrl", "provider", "copyrightHolder", "brand"}
 
@@ -91,7 +92,7 @@ def _pictures(node: Any, about: Described, separator: str, depth: int) -> Iterat
     if isinstance(node, list) and depth <= MAX_NESTING:
         for each in node:
             yield from _pictures(each, about, separator, depth + 1)
-    if not isinstance(node, dict) or depth > MAX_NESTING:
+    if not isinstance(node, dict) or depth > MAX_NESTING or _types(node) & _PARTIES:
         return
     about = _with(about, node, separator)
     if _types(node) & _PICTURE_TYPES and (url := _first_text(node, _ADDRESSES)):
