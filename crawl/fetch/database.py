@@ -22,6 +22,7 @@ _LOG_PAGES = 4000  # 16 MiB before they are copied to their place, by when most 
 TALLY = ("pages", "pictures", "refused", "failed", "to do")
 
 Database = sqlite3.Connection
+DatabaseError = sqlite3.Error
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;

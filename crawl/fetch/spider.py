@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sqlite3
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -23,7 +22,7 @@ from twisted.python.failure import Failure
 from configs.artifacts import ArtifactError
 from crawl.config import FetchOptions
 from crawl.fetch.codings import ACCEPTED
-from crawl.fetch.database import get_meta
+from crawl.fetch.database import DatabaseError, get_meta
 from crawl.fetch.faults import TRANSIENT, Fault, Refusal
 from crawl.fetch.found import API, MAX_SITEMAP_BYTES, PAGE, PICTURE, SITEMAP, Answer, Entry, Finder, Found
 from crawl.fetch.frontier import ROBOTS, Frontier
@@ -56,7 +55,7 @@ def telling() -> Iterator[None]:
     """End this process with one sentence where a list or the disk is at fault: the state is whole at any moment."""
     try:
         yield
-    except (ArtifactError, sqlite3.Error) as error:
+    except (ArtifactError, DatabaseError) as error:
         is_ours = isinstance(error, ArtifactError)
         told = str(error) if is_ours else f"the state of the crawl cannot be read or written: {error}"
         print(f"error: {told}", file=sys.stderr, flush=True)
