@@ -7,7 +7,7 @@ import pytest
 
 from configs.artifacts import ArtifactError
 from crawl.config import FetchOptions
-from crawl.fetch.database import SCHEMA_VERSION, get_meta, opened, set_meta
+from crawl.fetch.database import SCHEMA_VERSION, get_meta, opened, set_meta, transaction
 from crawl.fetch.found import SITEMAP, Link
 from crawl.fetch.frontier import MAX_SITES_BYTES, Frontier
 from crawl.fetch.manners import ROBOTS_AGE_S
@@ -196,6 +196,17 @@ def test_a_database_of_an_earlier_version_is_brought_up_to_date_and_a_later_one_
         set_meta(db, "version", SCHEMA_VERSION + 1)
     with pytest.raises(ArtifactError, match=f"version {SCHEMA_VERSION + 1}"):
         opened(path)
+
+
+def test_a_full_disk_is_told_and_leaves_what_was_there(tmp_path):
+    with closing(opened(tmp_path / "state.sqlite")) as db:
+        set_meta(db, "kept", 1)
+        pages = db.execute("PRAGMA page_count").fetchone()[0]
+        db.execute(f"PRAGMA max_page_count = {pages + 2}")
+        with pytest.raises(ArtifactError, match=r"cannot be written \(database or disk is full\)"), transaction(db):
+            set_meta(db, "kept", 2)
+            db.execute("INSERT INTO outbox (url, about, body) VALUES (1, '', zeroblob(1000000))")
+        assert get_meta(db, "kept") == 1
 
 
 def test_a_damaged_database_is_told(tmp_path):

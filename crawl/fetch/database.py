@@ -146,14 +146,25 @@ def united(paths: Iterable[Path]) -> Database:
 
 @contextmanager
 def transaction(db: Database) -> Iterator[None]:
-    """Make several changes one, or none."""
-    db.execute("BEGIN IMMEDIATE")
+    """Make several changes one, or none.
+
+    Raises:
+        ArtifactError: the disk does not let us.
+    """
     try:
-        yield
-    except BaseException:
-        db.execute("ROLLBACK")
-        raise
-    db.execute("COMMIT")
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            if db.in_transaction:  # a full disk has ended it already
+                db.execute("ROLLBACK")
+            raise
+        db.execute("COMMIT")
+    except sqlite3.OperationalError as error:
+        raise ArtifactError(
+            f"the state of the crawl cannot be written ({error}); what it holds is whole. See to the disk, and run the "
+            "same command again."
+        ) from error
 
 
 def get_meta(db: Database, key: str, default: int = 0) -> int:
