@@ -9,7 +9,7 @@ from configs.artifacts import ArtifactError
 from crawl.config import FetchOptions
 from crawl.fetch.database import SCHEMA_VERSION, get_meta, opened, set_meta, transaction
 from crawl.fetch.found import SITEMAP, Link
-from crawl.fetch.frontier import MAX_SITES_BYTES, Frontier
+from crawl.fetch.frontier import MAX_SITES_BYTES, PASSED_AT_ONCE, Frontier
 from crawl.fetch.manners import ROBOTS_AGE_S
 from crawl.fetch.register import bounds_of
 from crawl.fetch.state import Answered, State
@@ -196,6 +196,19 @@ def test_a_database_of_an_earlier_version_is_brought_up_to_date_and_a_later_one_
         set_meta(db, "version", SCHEMA_VERSION + 1)
     with pytest.raises(ArtifactError, match=f"version {SCHEMA_VERSION + 1}"):
         opened(path)
+
+
+def test_many_addresses_that_are_forbidden_do_not_hold_up_answers(clockwork):
+    crawl = clockwork({"http://a.test/robots.txt": (200, b"User-agent: *\nDisallow: /", "", None)})
+    crawl.list(*(f"http://a.test/{number}" for number in range(2 * PASSED_AT_ONCE + 100)))
+    crawl.turn()
+    crawl.now += 10
+    left = []
+    while not crawl.frontier.is_empty():
+        assert crawl.frontier.next(crawl.now) is None
+        assert crawl.frontier.is_empty() or crawl.frontier.ready_at() <= crawl.now
+        left.append(crawl.state.num_to_do())
+    assert left[:3] == [PASSED_AT_ONCE + 100, 100, 0]
 
 
 def test_a_full_disk_is_told_and_leaves_what_was_there(tmp_path):

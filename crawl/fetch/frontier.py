@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 MAX_HOSTS = 5_000  # held in memory at a time; the others wait in the database
 JOBS_A_HOST = 32  # held in memory
+PASSED_AT_ONCE = 500  # addresses that rules forbid; then answers are looked after
 MAX_SITES = 20_000  # whose rules are held in memory, and
 MAX_SITES_BYTES = 8 * 2**20  # of robots.txt that these have together
 ROBOTS, TDM = -1, -2  # kinds of jobs that belong to an origin and lie in no table
@@ -85,6 +86,7 @@ class Frontier:
         self.hosts: dict[str, Host] = {}
         self.sites: dict[str, Site] = {}
         self._sites_bytes = 0
+        self._num_passed = 0  # addresses that were not to be asked for
         self.active = 0
         self._coming: set[int] = set()  # ids of pictures in flight that did not come before
         self._ready: list[tuple[float, int, str]] = []
@@ -107,9 +109,10 @@ class Frontier:
             if host.ready_at > now:
                 self._wait(host)
                 continue
+            passed = self._num_passed // PASSED_AT_ONCE
             job = self._job_of(host, now)
-            if job is not None:
-                return job
+            if job is not None or self._num_passed // PASSED_AT_ONCE > passed:
+                return job  # none, so that answers are heard between so many addresses that nobody is asked for
         return None
 
     def ready_at(self) -> float | None:
@@ -175,17 +178,27 @@ class Frontier:
             if job.kind != API and not self._knows(host, job, now):
                 continue  # there is an errand now
             host.queue.popleft()
-            if reason := self._forbidden(job):
-                self._turn_away(job, reason)
-                continue
-            if self.dry:
-                self.state.pass_over(job, self.gap(host), host.delay_s)
+            if self._is_passed_over(host, job):
+                self._num_passed += 1
+                if self._num_passed % PASSED_AT_ONCE == 0:
+                    self._wait(host)
+                    return None
                 continue
             with transaction(self.state.db):
                 self.state.take(job)
                 self._start(host, now)
             self._coming.update([job.id] if job.kind == PICTURE and not job.is_known else [])
             return job
+
+    def _is_passed_over(self, host: Host, job: Job) -> bool:
+        """Say whether an address is not to be asked for, and write down why."""
+        if reason := self._forbidden(job):
+            self._turn_away(job, reason)
+        elif self.dry:
+            self.state.pass_over(job, self.gap(host), host.delay_s)
+        else:
+            return False
+        return True
 
     def _idle(self, host: Host, now: float) -> None:
         """Let a host go that has nothing to do now, or let it wait until its next attempt."""
