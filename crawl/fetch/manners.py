@@ -199,7 +199,7 @@ def retry_after_s(value: str, now: float) -> float | None:
         now: seconds since 1970.
     """
     text = value.strip()
-    if re.fullmatch(r"\d{1,9}(\.\d{1,9})?", text):
+    if re.fullmatch(r"\d{1,18}(\.\d{1,9})?", text):
         return float(text)
     try:
         moment: Any = parsedate_to_datetime(text)
