@@ -125,7 +125,7 @@ class HashTable:
     def __init__(self, values: np.ndarray) -> None:
         self._values = values
         keys = [_band(values, band) for band in range(BANDS)]
-        self._order = [np.argsort(each, kind="stable") for each in keys]
+        self._order = [np.argsort(each, kind="stable").astype(np.int32) for each in keys]
         counts = [np.bincount(each, minlength=1 << 64 // BANDS) for each in keys]
         self._starts = [np.concatenate([[0], np.cumsum(each)]) for each in counts]
 
