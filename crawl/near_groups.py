@@ -1,7 +1,7 @@
 """Copies of earlier pictures join their group when they are accepted, so that they never straddle splits.
 
 A picture's perceptual hash is looked up among those of all before it; of what comes near first thumbnails and then the
-pictures themselves are compared, as the audit does. Memory holds some thirty bytes a picture. Thumbnails of 16 pixels of
+pictures themselves are compared, as the audit does. Memory holds thirty bytes a picture. Thumbnails of 16 pixels of
 committed shards lie beside them in `near/<shard>-<8 hex>.npy`, name nothing, and are made where they are missing.
 A group is fixed at first acceptance: pictures that are there already keep theirs.
 
