@@ -192,6 +192,8 @@ class Network(Source):
                 self._taken += 1
                 yield item_of(parcel, self.outbox)
                 self._tell(bar)
+            self._told_at = 0.0  # the last word, however little time has passed
+            self._tell(bar)
         self._check_lists()
 
     def _order(self, database: str, dry: bool = False) -> Order:
