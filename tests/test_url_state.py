@@ -190,3 +190,19 @@ def test_pictures_that_lie_in_shards_take_no_room_any_more(state, tmp_path):
     outbox.close()
     assert database.stat().st_size < 200_000
     state.db = Outbox(database).db  # for the fixture, which closes it
+
+
+def test_what_two_processes_ask_at_once_ends_once(state, tmp_path):
+    """The fetching process of a killed crawl still waits for its answers when the next one begins."""
+    state.add_entries([Picture(f"{GALLERY}/1.jpg")], 0, True)
+    (job,) = state.jobs("gallery.test", 1e18, 9)
+    state.take(job)
+    later = State(tmp_path / "state.sqlite", BOUNDS)
+    later.recover()
+    (again,) = later.jobs("gallery.test", 1e18, 9)
+    later.take(again)
+    state.fail(job, "status_404", "", 404)
+    later.fail(again, "status_404", "", 404)
+    assert later.db.execute("SELECT COUNT(*) FROM outbox").fetchone() == (1,)
+    assert later.num_to_do() == later.tally["to do"] == 0
+    later.close()

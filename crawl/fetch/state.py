@@ -273,8 +273,15 @@ class State(Register):
             (job.host, gap, delay),
         )
 
+    def _has_ended(self, job: Job) -> bool:
+        """Say whether another process has ended a job: one that outlives its killed parent by seconds, on answers."""
+        return self.db.execute("SELECT state FROM urls WHERE id = ?", (job.id,)).fetchone()[0] not in (TODO, FLIGHT)
+
     def _end(self, job: Job, state: int, reason: str, detail: str, status: int) -> None:
         with transaction(self.db):
+            if self._has_ended(job):
+                self.tally["to do"] -= 1
+                return
             if job.kind == PAGE and reason in NO_PAGE and self.is_mentioned(job.id):
                 self.as_picture(job.id)
                 return
