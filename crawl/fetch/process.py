@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from crawl.fetch.shares import WHOLE, Share
 from crawl.source_config import SOURCES, PartSource, SourceConfig
 
 TOLD = 3  # exit status of a process that has said in one sentence what is wrong
+_POLL_S = 0.05
 GRACE_S = 4.0  # for answers that are on their way when the process is asked to end
 _ROOT = Path(__file__).resolve().parents[2]
 
@@ -91,8 +93,8 @@ class FetchProcess:
         Raises:
             ArtifactError: with an error, which it has printed.
         """
-        self._process.wait()
-        assert not self.is_running
+        while self.is_running:
+            time.sleep(_POLL_S)
 
     def stop(self) -> None:
         """Let answers come in that are on their way, for seconds, and end it."""

@@ -220,8 +220,7 @@ class Network(Source):
         with closing(Outbox(database)) as copied:
             copied.list_anew(self._list)
         self._process = FetchProcess(self._order(DRY_DATABASE, dry=True))
-        while self._process.is_running:
-            time.sleep(_POLL_S)
+        self._process.wait()
         db = opened(database)
         log.info("%s", as_text(rehearsal(db)))
         db.close()
