@@ -76,7 +76,7 @@ class PartedList(Source):
         self.directory.mkdir(parents=True, exist_ok=True)
         self._list = UrlList(cfg.source)
         self._parts: list[Part] = []
-        self._numbers: list[int] = []  # of the pass, a part
+        self._number = 0  # of the pass, in which all parts are
         self._ends: list[int] = []  # number of items up to the end of each part
         self._verdicts: dict[int, list[tuple[int, str, str]]] = {}  # part -> address, reason and detail, to write down
         self._first_held = 0  # part whose parcels were not all dropped
@@ -157,11 +157,10 @@ class PartedList(Source):
 
     def _take_stock(self) -> None:
         counts = []
-        self._numbers = []
         for number in range(len(self._parts)):
             with self._outbox(number) as outbox:
                 counts.append(outbox.num_parcels)
-                self._numbers.append(outbox.number)
+                self._number = max(self._number, outbox.number)
         self._ends = list(accumulate(counts))
 
     def rehearse(self) -> None:
@@ -196,7 +195,7 @@ class PartedList(Source):
 
     def fingerprint(self) -> str:
         """Digest of the source and of the pass over it."""
-        return digest([asdict(self.cfg.source), len(self._parts), max(self._numbers)])
+        return digest([asdict(self.cfg.source), len(self._parts), self._number])
 
     def items(self, start: int = 0) -> Iterator[SourceItem]:
         """Yield what the parts brought, from item number `start` on."""
@@ -246,7 +245,6 @@ class PartedList(Source):
     def sealed(self) -> None:
         """Note that the pass is in the collection."""
         self._write_down()
-        latest = max(self._numbers)
         open_ones = 0
         for number in range(len(self._parts)):
             with self._outbox(number) as outbox:
@@ -255,7 +253,7 @@ class PartedList(Source):
                     open_ones += 1
         if open_ones:
             with closing(united(self._databases)) as db:
-                page = write_report(self.directory, db, f"Crawl of {self.cfg.source.name}, pass {latest}")
+                page = write_report(self.directory, db, f"Crawl of {self.cfg.source.name}, pass {self._number}")
             log.info("by host, reason, tag and licence: %s, and the same as text beside it", page)
 
 
