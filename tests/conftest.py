@@ -5,6 +5,7 @@ import os
 import pytest
 
 import crawl.collect
+import crawl.fetch.process
 from configs.compose import Paths
 from crawl.collect import collect
 from features.build_index import build
@@ -12,6 +13,8 @@ from features.config import IndexConfig, TagVectorsConfig, WordsConfig
 from features.embed_tags import embed
 from features.extract import extract
 from tests.browsing import browser, open_page, site  # noqa: F401 - fixtures
+from tests.forked import QuickProcesses
+from tests.gallery_server import Gallery
 from tests.synthetic import line, one_thread, trained  # noqa: F401 - fixtures
 from tests.tiny import QuickGate, crawl_config, histogram_config, write_tree
 
@@ -40,6 +43,19 @@ def tiny_data(tiny_tree, tmp_path_factory):
 def quick_gate(monkeypatch):
     """Run the gate in this process."""
     monkeypatch.setattr(crawl.collect, "IsolatedGate", QuickGate)
+
+
+@pytest.fixture
+def quick_crawl(quick_gate, monkeypatch):
+    """Run the gate in this process, and fork what fetches."""
+    monkeypatch.setattr(crawl.fetch.process, "subprocess", QuickProcesses)
+
+
+@pytest.fixture
+def web():
+    """A web on loopback."""
+    with Gallery() as web:
+        yield web
 
 
 @pytest.fixture(scope="session")

@@ -8,8 +8,6 @@ from collections import Counter
 
 import pytest
 
-import crawl.collect
-import crawl.fetch.process
 from configs.artifacts import ArtifactError
 from configs.compose import Paths
 from crawl.collect import collect
@@ -20,10 +18,8 @@ from crawl.fetch.process import FetchProcess
 from crawl.shards import Collection
 from crawl.source_config import FlickrSource, OpenverseSource, WikimediaSource
 from crawl.sources.network import DATABASE, crawl_directory
-from tests.forked import QuickProcesses
 from tests.photo_apis import KEY, TOKEN, PhotoServer, Reply
 from tests.test_photo_apis import CC_BY_SA, file, lagged, photo, result
-from tests.tiny import QuickGate
 
 QUICK = {
     "contact": "https://crawler.test/",
@@ -43,9 +39,7 @@ def server():
 
 
 @pytest.fixture(autouse=True)
-def _quick(monkeypatch):
-    monkeypatch.setattr(crawl.collect, "IsolatedGate", QuickGate)
-    monkeypatch.setattr(crawl.fetch.process, "subprocess", QuickProcesses)
+def _quick(quick_crawl, monkeypatch):
     monkeypatch.setenv("FLICKR_API_KEY", KEY)
     monkeypatch.delenv("OPENVERSE_TOKEN", raising=False)
 

@@ -4,8 +4,6 @@ from collections import Counter
 
 import pytest
 
-import crawl.collect
-import crawl.fetch.process
 from configs.artifacts import read_manifest
 from crawl.collect import collect
 from crawl.config import FetchOptions
@@ -16,26 +14,12 @@ from crawl.fetch.outbox import Outbox, Rest
 from crawl.fetch.report import write_report
 from crawl.fetch.state import Answered, State
 from crawl.sources.network import crawl_directory
-from tests.forked import QuickProcesses
-from tests.gallery_server import Gallery
 from tests.photo_apis import BOUNDS
 from tests.test_crawl_state import expected_of, gallery_config, list_config, rows_of
 from tests.test_crawl_web import fetch_options, outcomes, tags_of
-from tests.tiny import QuickGate
 
 HOSTS = ("https://one.test", "https://two.test")
-
-
-@pytest.fixture
-def web():
-    with Gallery() as web:
-        yield web
-
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch):
-    monkeypatch.setattr(crawl.collect, "IsolatedGate", QuickGate)
-    monkeypatch.setattr(crawl.fetch.process, "subprocess", QuickProcesses)
+pytestmark = pytest.mark.usefixtures("quick_crawl")
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ from crawl.source_config import FolderSource, PartSource, UrlsSource
 from crawl.sources.network import DATABASE, crawl_directory
 from crawl.sources.url_list import UrlList
 from tests.forked import QuickProcesses
-from tests.gallery_server import PICTURES, Gallery
+from tests.gallery_server import PICTURES
 from tests.test_crawl_state import list_config
 from tests.test_crawl_web import fetch_options, tags_of
 from tests.tiny import QuickGate
@@ -41,16 +41,8 @@ PARTS = 3
 
 
 @pytest.fixture
-def web():
-    with Gallery() as web:
-        yield web
-
-
-@pytest.fixture
-def quick(monkeypatch):
-    """Run parts in a loop here, the gate in this process, and fork what fetches."""
-    monkeypatch.setattr(crawl.collect, "IsolatedGate", QuickGate)
-    monkeypatch.setattr(crawl.fetch.process, "subprocess", QuickProcesses)
+def quick(quick_crawl, monkeypatch):
+    """Run parts in a loop here, too."""
     monkeypatch.setattr(crawl.parts.worker, "IsolatedGate", QuickGate)
     monkeypatch.setattr(
         crawl.parts.source, "map_parts", lambda work, parts, _: map_parts(work, parts, ExecutorConfig())

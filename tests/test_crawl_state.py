@@ -27,24 +27,12 @@ from crawl.records import image_id_of
 from crawl.shards import Collection, ShardWriter
 from crawl.source_config import UrlsSource, WebSource
 from crawl.tombstones import Tombstone, Tombstones, address_digest
-from tests.forked import LARGEST_FILE, QuickProcesses
+from tests.forked import LARGEST_FILE
 from tests.gallery_server import PICTURES, Gallery
 from tests.test_crawl_web import fetch_options, outcomes, tags_of
-from tests.tiny import QuickGate
 
 NUM_KILLS = 20
-
-
-@pytest.fixture
-def web():
-    with Gallery() as web:
-        yield web
-
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch):
-    monkeypatch.setattr(crawl.collect, "IsolatedGate", QuickGate)
-    monkeypatch.setattr(crawl.fetch.process, "subprocess", QuickProcesses)
+pytestmark = pytest.mark.usefixtures("quick_crawl")
 
 
 def list_config(web, folder, rows, **values):
